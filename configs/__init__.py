@@ -1,0 +1,1 @@
+"""Proven runs, as YAML."""

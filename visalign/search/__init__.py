@@ -1,0 +1,1 @@
+"""Inference-time search: one file per method."""
