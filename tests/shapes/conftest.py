@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from visalign.shapes.recipe import AutoencoderRecipe, DenoiserRecipe, Recipe, StageRecipe, TextRecipe
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Recipe:
+    """Every part of a real recipe at a size that trains in a second."""
+    stage = StageRecipe(steps=4, learning_rate=1e-3, warmup=2, ema_decay=0.9)
+    return Recipe(
+        name="mini",
+        seed=5,
+        size=16,
+        scenes=48,
+        batch=8,
+        caption_dropout=0.1,
+        autocast=False,
+        compile=False,
+        save_every=2,
+        autoencoder=AutoencoderRecipe(
+            channels=(8, 8, 16), steps=3, batch=4, learning_rate=1e-3, kl_weight=1e-4, color_weight=0.3
+        ),
+        text=TextRecipe(widths=(16, 16), layers=(2, 2), heads=2, projection=16),
+        denoiser=DenoiserRecipe(layers=2, heads=2, head_dim=16),
+        aligned=stage,
+        misaligned=stage.model_copy(update={"count": 0.6, "relation": 0.6, "swap": 0.4}),
+    )
