@@ -33,6 +33,7 @@ class RewardSpec:
         memory_gb: of the weights in fp32.
         paper: where it comes from.
         extra: the optional dependency group that it needs, or empty.
+        tiny: the shipped model that stands in for the real one on the built-in world (`model: shapes/clip`), or empty.
     """
 
     name: str
@@ -45,6 +46,7 @@ class RewardSpec:
     memory_gb: float = 0.0
     paper: str = ""
     extra: str = ""
+    tiny: str = ""
 
 
 class Reward(ABC):
@@ -54,6 +56,14 @@ class Reward(ABC):
     """
 
     spec: RewardSpec
+
+    def prepare(self, media: Media) -> Media:
+        """The part of preprocessing that can be done beforehand, on the CPU, one medium at a time.
+
+        Scores do not change by it: score(prepare(m)) = score(m). Rewards that resize to a square do it here, so that
+        files of any size share a batch.
+        """
+        return media
 
     @abstractmethod
     def score(self, media: Media, prompts: Prompts) -> Scores:

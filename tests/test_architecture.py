@@ -17,7 +17,11 @@ DOORS = {
     "scoring": {"visalign.rewards.base", "visalign.rewards.function", "visalign.rewards.lifting"},
     "sizing": {"visalign.pipelines.families"},
 }
-INNER = {"rewards/shapes.py": {"visalign.shapes"}, "rewards/palette.py": {"visalign.shapes"}}
+INNER = {
+    "rewards/shapes.py": {"visalign.shapes"},
+    "rewards/palette.py": {"visalign.shapes"},
+    "rewards/weights.py": {"visalign.shapes"},
+}
 
 
 def imports(path):

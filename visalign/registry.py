@@ -21,6 +21,8 @@ TABLES: dict[str, dict[str, str]] = {
         "shapes": "visalign.rewards.shapes:ShapesReward",
         "jpeg_size": "visalign.rewards.jpeg_size:JpegSize",
         "palette": "visalign.rewards.palette:Palette",
+        "clip": "visalign.rewards.clip:Clip",
+        "vqascore": "visalign.rewards.vqascore:VQAScore",
     },
     "methods": {
         "grpo": "visalign.methods.grpo:GRPO",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 MODELS = ("sd3", "mini")
+JUDGES = ("clip", "aesthetic", "artifact", "vlm")
 SETTINGS: dict[str, Any] = {"num_steps": 8, "guidance_scale": 1.0, "call": {"max_sequence_length": 1}}
 """How the shipped models are meant to be called; SD3 without a T5 would append 256 zero tokens where one serves."""
 
@@ -33,6 +34,24 @@ def model_path(name: str) -> Path:
     """
     if name not in MODELS:
         raise ValueError(f"unknown shapes model {name!r}; write one of {', '.join(MODELS)}")
+    return FOLDER / name
+
+
+def judge_path(name: str) -> Path:
+    """The folder of a shipped judge.
+
+    Args:
+        name: "clip", "aesthetic", "artifact" or "vlm".
+
+    Raises:
+        ValueError: no such judge is shipped.
+
+    Example:
+        >>> judge_path("clip").name
+        'clip'
+    """
+    if name not in JUDGES:
+        raise ValueError(f"unknown shapes judge {name!r}; write one of {', '.join(JUDGES)}")
     return FOLDER / name
 
 

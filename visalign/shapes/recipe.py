@@ -76,6 +76,8 @@ class Recipe(_Strict):
     compile: bool
     """Compile the denoiser: a third faster, needs a C++ compiler."""
     save_every: int = 500
+    rounds: int = Field(1, gt=0)
+    """How often both flow stages are gone through, each time with new scenes, from what the last round saved."""
     autoencoder: AutoencoderRecipe
     text: TextRecipe
     denoiser: DenoiserRecipe

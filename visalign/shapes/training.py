@@ -52,11 +52,23 @@ def train_recipe(recipe: Recipe, output: Path, *, resume: bool, progress: Progre
     work.mkdir(parents=True, exist_ok=True)
     pipeline = build_pipeline(recipe)
     _restore_or_train_autoencoder(pipeline, recipe, work / "autoencoder", progress)
-    for number, stage in enumerate(STAGES):
-        run_stage(pipeline, recipe, stage, number, work / stage, progress)
-        write_sheet(pipeline, work / f"{stage}.png")
+    for number in range(recipe.rounds):
+        pipeline = _round(pipeline, recipe, number, work, progress)
     finish(pipeline, recipe, output)
     shutil.rmtree(work)
+
+
+def _round(pipeline: Pipeline, recipe: Recipe, number: int, work: Path, progress: Progress) -> Pipeline:
+    """Both stages once more, or what an earlier run saved of them."""
+    folder = work / f"round_{number}"
+    if not (folder / "model_index.json").exists():
+        for i, stage in enumerate(STAGES):
+            run_stage(pipeline, recipe, stage, number * len(STAGES) + i, work / f"{stage}_{number}", progress)
+            write_sheet(pipeline, work / f"{stage}_{number}.png")
+        partial = folder.with_suffix(".partial")
+        save_pipeline(pipeline, partial)
+        partial.rename(folder)
+    return StableDiffusion3Pipeline.from_pretrained(folder)
 
 
 def _silent(stage: str, done: int, total: int, loss: float) -> None:
@@ -73,13 +85,23 @@ def _restore_or_train_autoencoder(pipeline: Pipeline, recipe: Recipe, folder: Pa
 
 
 def run_stage(pipeline: Pipeline, recipe: Recipe, name: str, number: int, folder: Path, progress: Progress) -> None:
-    """Train one stage, or what is left of it; the pipeline leaves with the averaged weights."""
+    """Train one stage, or what is left of it; the pipeline leaves with the averaged weights.
+
+    Args:
+        pipeline: what is trained.
+        recipe: how.
+        name: of the stage.
+        number: of the stage, counted over all rounds; it decides the draws.
+        folder: holds the state.
+        progress: called after every step.
+    """
     stage = getattr(recipe, name)
+    label = name if number < len(STAGES) else f"{name} {number}"
     trainer = FlowTrainer(pipeline, recipe, stage, seed=recipe.seed * len(STAGES) + number)
     if (folder / "state.safetensors").exists():
         trainer.load(folder)
     if trainer.step < stage.steps:
-        examples = make_examples(pipeline, recipe, stage, seed=f"{recipe.seed} {name}")
+        examples = make_examples(pipeline, recipe, stage, seed=f"{recipe.seed} {label}")
         trainer.run(examples, name, folder, progress)
     trainer.weights.load_state_dict(trainer.average.state_dict())
     pipeline.transformer.set_attn_processor(JointAttnProcessor2_0())
