@@ -75,7 +75,7 @@ def _read(model: str | Path, dtype: torch.dtype) -> Any:
     if not path.is_dir() and (path.is_absolute() or len(path.parts) != 2):
         raise InputError(f"there is no folder {str(model)!r}; expected is {EXPECTED}")
     try:
-        pipe: Any = DiffusionPipeline.from_pretrained(str(model), torch_dtype=dtype, use_safetensors=True)
+        pipe: Any = DiffusionPipeline.from_pretrained(str(model), dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{str(model)!r} could not be loaded: {error}; expected is {EXPECTED}") from error
     if "safety_checker" in pipe.components:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BANKS = ("pipelines", "rewards")
-FLOOR = {"process", "kernels", "advantages", "aggregation"}
+FLOOR = {"process", "kernels", "advantages", "aggregation", "uncertainty"}
 # The core reaches banks by name, through the registry; these few know the way in.
 DOORS = {
     "api": {"visalign.pipelines.loading"},

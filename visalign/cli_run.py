@@ -32,11 +32,12 @@ def is_main() -> bool:
 
 
 def quiet_libraries() -> None:
-    """No bars for loading from disk; downloads keep theirs."""
+    """No bars for loading from disk (downloads keep theirs), no notes on LoRA keys that text encoders lack."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
     diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 

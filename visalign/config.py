@@ -78,8 +78,10 @@ Rewards = dict[str, RewardEntry]
 class AdvantageConfig(Section):
     """From rewards to advantages."""
 
-    aggregate: Literal["sum", "group_z"] = "sum"
-    """Several rewards: weighted sum, or each one's z-score in its group first, then the weighted sum (GDPO)."""
+    aggregate: str = "sum"
+    """Several rewards → one, by a name of `aggregation.AGGREGATIONS`: `sum`, `group_z` (GDPO), `log_sigmoid`, …"""
+    aggregate_options: dict[str, float | str] = Field(default_factory=dict)
+    """Keyword options of that function, for example `{by: artifact, minimum: 0.5}` of `gate`."""
     scale: Literal["group", "global", "max_group", "none"] = "global"
     """What centred rewards are divided by: the std of the group, of the batch, the largest group's, or nothing."""
     epsilon: float = Field(1e-4, gt=0)

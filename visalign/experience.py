@@ -79,8 +79,10 @@ def check_recipe(config: RunConfig, method: Method, pipeline: Pipeline) -> None:
     """Refuse a recipe that could not learn, before anything is spent.
 
     Raises:
-        InputError: a deterministic kernel for a trajectory method, or a scheduler that cannot be replayed.
+        InputError: a deterministic kernel for a trajectory method, a scheduler that cannot be replayed, or an
+            aggregation that does not exist or lacks an option.
     """
+    aggregation.aggregation(config.advantage.aggregate, config.advantage.aggregate_options)
     if isinstance(method, TrajectoryMethod):
         pipeline.require_replayable()
         stochastic_kernel(config.rollout)
@@ -160,7 +162,7 @@ def row_advantages(actors: Actors, scores: Scores, layout: Layout) -> Tensor:
     config = actors.config.advantage
     if not bool(scores.valid.any()):
         raise RunError("no sample of this iteration could be judged; see the reward's own messages")
-    combine = {"sum": aggregation.weighted_sum, "group_z": aggregation.group_z}[config.aggregate]
+    combine = aggregation.aggregation(config.aggregate, config.aggregate_options)
     components = {name: scores.components[name] for name in actors.bank.names}
     rewards = combine(components, actors.bank.weights, layout.groups, scores.valid)
     values = advantages.advantages(

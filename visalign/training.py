@@ -228,8 +228,8 @@ def shipped(run: Run) -> str:
 def evaluate(run: Run, *, everything: bool) -> list[Alarm]:
     """Held-out prompts and seeds, always the same, all processes alike; the main one writes."""
     config, counters = run.config.evaluation, run.counters
-    whole = everything or config.prompts is None
-    count = len(run.held_out) if whole else min(config.prompts or 0, len(run.held_out))
+    usual = min(config.prompts or len(run.held_out), len(run.held_out))
+    count = len(run.held_out) if everything else usual
     prompts = run.held_out.take(
         evaluation.alternating(run.held_out)[:count] if count < len(run.held_out) else range(count)
     )
@@ -245,7 +245,7 @@ def evaluate(run: Run, *, everything: bool) -> list[Alarm]:
     alarms = run.folder.log({"kind": "eval", "iteration": counters.iteration, **result.row()}, run.monitor)
     run.folder.write_samples(counters.iteration, result)
     score = result.headline(run.eval_bank)
-    if score > counters.best:
+    if score > counters.best and count == usual:  # other prompts would be another measurement
         counters.best, counters.best_iteration = score, counters.iteration
         if distributed.is_main() and counters.iteration:
             with run.actors.policy.using(shipped(run)):
