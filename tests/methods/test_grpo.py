@@ -107,3 +107,23 @@ def test_tempered_ratio_is_the_plain_one_scaled():
 
 def test_clip_in_nats_names_the_hidden_factor():
     assert clip_in_nats(1e-5, 65_536, "mean") == pytest.approx(0.65536)
+
+
+def test_p5_dppo_drops_only_what_moves_further_away():
+    """Every corrective row is kept; of those far away, the ones that would go further are not."""
+    old, noise = torch.randn(B, *SHAPE), torch.randn(B, *SHAPE)
+    shift = torch.tensor([1.0, -1.0, 1.0, -1.0, 1e-6, 1e-6]).view(B, 1, 1, 1)
+    mean = (old + 0.1 * shift * noise).requires_grad_()  # ratio > 1 where the shift is positive
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, -1.0])
+    view = make_view(mean, old, noise=noise, advantages=advantages)
+    loss = GRPO(GRPOConfig(objective="dppo", tau=1e-5)).loss(view)
+    kept = torch.tensor([False, True, True, False, True, True])  # far and away; corrective ×2; far and away; near ×2
+    expected = torch.where(kept, -advantages * loss.metrics["ratio"], 0.0)
+    assert torch.allclose(loss.rows, expected)
+
+
+def test_p5_an_empty_mask_is_the_plain_surrogate():
+    old = torch.randn(B, *SHAPE)
+    view = make_view(old + 0.1 * torch.randn(B, *SHAPE), old)
+    loss = GRPO(GRPOConfig(objective="dppo", tau=1e9)).loss(view)
+    assert torch.equal(loss.rows, -view.advantages * loss.metrics["ratio"])

@@ -1,5 +1,5 @@
 """GRPO on denoising steps: Flow-GRPO (2505.05470), with the parts of DanceGRPO (2505.07818), MixGRPO (2507.21802),
-Flow-GRPO-Fast, GRPO-Guard (2510.22319) and TempFlow-GRPO (2508.04324) as options.
+Flow-GRPO-Fast, GRPO-Guard (2510.22319), TempFlow-GRPO (2508.04324) and Flow-DPPO (2606.11025) as options.
 
     L = mean max(−A·ρ, −A·clip(ρ, 1−ε, 1+ε))·w + β·KL
 
@@ -28,6 +28,10 @@ class GRPOConfig(Section):
     """Half width of the ratio's clip; with `mean` log-probs it hides a factor D (its size in nats is printed)."""
     ratio: Literal["plain", "normalised"] = "plain"
     """exp(Δlog p), or GRPO-Guard's, whose log-ratio has mean 0 and the same variance at every step."""
+    objective: Literal["clip", "dppo"] = "clip"
+    """PPO's clip, or Flow-DPPO's mask on the exact KL to the policy that acted."""
+    tau: float = Field(1e-5, gt=0)
+    """`dppo`: the KL per latent element from which steps further away are dropped."""
     step_weight: Literal["none", "std", "std_over_dt", "inverse_dt"] = "none"
     """Weight of each step's policy loss; GRPO-Guard's gradient balance is `inverse_dt`."""
     beta: float = Field(0.0, ge=0)
@@ -85,6 +89,25 @@ def clipped(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
 
 
+def ppo_rows(view: ReverseView, ratio: Tensor, config: GRPOConfig) -> Tensor:
+    """The clipped surrogate of a view, (B,)."""
+    return clipped(ratio, view.advantages, config.clip)
+
+
+def dppo_rows(view: ReverseView, ratio: Tensor, config: GRPOConfig) -> Tensor:
+    """Flow-DPPO: −A·ρ, without the rows whose KL to the acting policy has reached τ and that move further away, (B,).
+
+    What corrects the policy always counts.
+    """
+    assert view.step.mean is not None
+    far = view.transition.kl(view.step.mean).detach() >= config.tau
+    away = view.advantages * (ratio.detach() - 1) > 0
+    return torch.where(far & away, 0.0, -view.advantages * ratio)
+
+
+OBJECTIVES = {"clip": ppo_rows, "dppo": dppo_rows}
+
+
 class GRPO(TrajectoryMethod):
     """Group-relative policy optimisation on stored stochastic steps."""
 
@@ -93,9 +116,9 @@ class GRPO(TrajectoryMethod):
     def __init__(self, config: GRPOConfig) -> None:
         self.config = config
         self.needs = frozenset({"reference"} if config.beta else ())
-        self.keep_mean = config.ratio == "normalised"
+        self.keep_mean = config.ratio == "normalised" or config.objective == "dppo"
         self.reduction, self.temper, self.step_weight = config.reduction, config.temper, config.step_weight
-        self.ratio, self.kl = RATIOS[config.ratio], KL_UNITS[config.kl]
+        self.ratio, self.kl, self.objective = RATIOS[config.ratio], KL_UNITS[config.kl], OBJECTIVES[config.objective]
 
     def loss(self, view: ReverseView) -> Loss:
         """The clipped surrogate of one step plus the KL, (B,)."""
@@ -103,7 +126,7 @@ class GRPO(TrajectoryMethod):
         assert view.step.x_next is not None
         log_prob = view.transition.log_prob(view.step.x_next, reduction=config.reduction, temper=config.temper)
         ratio = self.ratio(view, log_prob)
-        rows = view.weight * clipped(ratio, view.advantages, config.clip)
+        rows = view.weight * self.objective(view, ratio, config)
         metrics = {
             "ratio": ratio.detach(),
             "ratio_deviation": (ratio.detach() - 1).abs(),
