@@ -70,6 +70,8 @@ class RewardEntry(Section):
     weight: float = 1.0
     params: dict[str, Any] = {}
     """Keyword arguments of the reward."""
+    lift: dict[str, Any] = {}
+    """How an image reward judges video: options of `rewards.lifting.Lifted`, such as `{reduce: top}`."""
 
 
 Rewards = dict[str, RewardEntry]

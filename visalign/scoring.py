@@ -65,8 +65,8 @@ def _check_params(name: str, target: Callable[..., Any], params: Mapping[str, An
 class RewardBank:
     """Several rewards behind one call: the weighted sum of their raw values, with every part beside it.
 
-    An image reward judges videos by 8 evenly spaced frames, averaged (`rewards/lifting.py`). A row is valid when every
-    reward could judge it.
+    An image reward judges videos as its entry's `lift` says; without it, by 8 evenly spaced frames, averaged
+    (`rewards/lifting.py`). A row is valid when every reward could judge it.
 
     Args:
         entries: name → entry with `weight` and `params`; with none, every value is 0.
@@ -91,6 +91,9 @@ class RewardBank:
         self.micro_batch = micro_batch
         self.weights = {name: entry.weight for name, entry in entries.items()}
         self._rewards = {name: build_reward(name, entry.params) for name, entry in entries.items()}
+        for name, entry in entries.items():
+            _check_params(f"{name}, lift", Lifted, entry.lift, given=1)
+        self._lifted = {name: Lifted(self._rewards[name], **entry.lift) for name, entry in entries.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,7 +140,7 @@ class RewardBank:
         """One reward's scores, on the bank's device, checked."""
         reward = self._rewards[name]
         if media.pixels.shape[1] > 1 and "video" not in reward.spec.media:
-            reward = Lifted(reward)
+            reward = self._lifted[name]
         size = self.micro_batch if self.micro_batch and reward.spec.kind == "pointwise" else max(1, len(media))
         judge = reward.score_with_grad if grad else reward.score
         starts = range(0, len(media), size)
