@@ -82,7 +82,7 @@ def _check_same(case: str, reward: Reward, first: Scores, second: Scores, exact:
     _require(reward, torch.equal(first.valid, second.valid), f"judged other rows in {case}")
     for part, tensor in {"values": first.values, **first.components}.items():
         other = {"values": second.values, **second.components}[part]
-        same = torch.allclose(tensor[first.valid], other[first.valid], rtol=rtol, atol=atol)
+        same = torch.allclose(tensor[first.valid], other[first.valid], rtol=rtol, atol=atol, equal_nan=part != "values")
         _require(reward, same, f"gave other {part} in {case}: {tensor.tolist()} became {other.tolist()}")
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from visalign.rewards.base import Reward, RewardSpec, Weights
-from visalign.rewards.encoders import dual_encoder
-from visalign.types import Media, Prompts, Scores
+from visalign.rewards.base import RewardSpec, Weights
+from visalign.rewards.encoders import EmbeddingReward, dual_encoder
 
 
 def cosines(images: Tensor, texts: Tensor) -> Tensor:
-    """Row by row, (B,), of unit embeddings (B, D)."""
+    """Row by row, (B,), of unit embeddings (B, D).
+
+    Example:
+        >>> import torch
+        >>> cosines(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]]))
+        tensor([0.6000])
+    """
     return (images * texts).sum(-1)
 
 
-class Clip(Reward):
+class Clip(EmbeddingReward):
     """Cosine of CLIP embeddings, in [-1, 1]; matched pairs of OpenAI's L/14 lie between 0.15 and 0.35.
 
     Args:
@@ -31,22 +36,13 @@ class Clip(Reward):
         range=(-1.0, 1.0),
         weights=(Weights("openai/clip-vit-large-patch14", "model.safetensors", "MIT"),),
         memory_gb=1.7,
-        paper="2104.08718",
+        paper="CLIPScore, arXiv 2104.08718",
         tiny="shapes/clip",
     )
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14") -> None:
-        self.encoder = dual_encoder(model)
+        super().__init__(dual_encoder(model))
 
-    def prepare(self, media: Media) -> Media:
-        """First frames at the encoder's size."""
-        return Media.of_images(self.encoder.preprocess.square(media.images))
-
-    def score(self, media: Media, prompts: Prompts) -> Scores:
-        """Cosines of B first frames."""
-        return Scores(self.score_with_grad(media, prompts).values.detach())
-
-    def score_with_grad(self, media: Media, prompts: Prompts) -> Scores:
-        """The same with gradients to the pixels."""
-        texts = self.encoder.texts(prompts.texts, media.pixels.device)
-        return Scores(cosines(self.encoder.images(media.images), texts))
+    def values(self, images: Tensor, texts: tuple[str, ...]) -> Tensor:
+        """Cosines (B,)."""
+        return cosines(images, self.encoder.texts(texts, images.device))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from visalign.rewards.base import RewardSpec, Weights
-from visalign.rewards.judge import Answer, Question
-from visalign.rewards.judged import Judged, probability_of, scores_of
+from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judged import Judged, choice, scores_of
+from visalign.rewards.rubrics import neutral
 from visalign.types import Media, Prompts, Scores
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer Yes or No.'
@@ -28,16 +29,16 @@ class VQAScore(Judged):
         tiny="shapes/vlm",
     )
 
-    def __init__(self, model: str = "Qwen/Qwen3-VL-8B-Instruct", server: str | None = None) -> None:
+    def __init__(self, model: str | Judge = "Qwen/Qwen3-VL-8B-Instruct", server: str | None = None) -> None:
         super().__init__(model, server)
 
     def questions(self, media: Media, prompts: Prompts) -> list[list[Question]]:
         """One question a row."""
         return [
-            [Question(QUESTION.format(prompt=text), (image,))]
+            [Question(QUESTION.format(prompt=neutral(text)), (image,))]
             for image, text in zip(media.images, prompts.texts, strict=True)
         ]
 
     def read(self, answers: list[list[Answer]], prompts: Prompts) -> Scores:
         """The yes probability of each row."""
-        return scores_of([None if a.error else probability_of(a.logprobs[0], "yes", "no") for (a,) in answers])
+        return scores_of([choice(a, "yes", "no") for (a,) in answers])
