@@ -6,6 +6,7 @@ that is saturated everywhere is an error, not a silent zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,14 +23,12 @@ from visalign.pipelines.schedule import replayable, why_not_replayable
 from visalign.pipelines.steps import OnStep, Plan, Run, StepCall, recording_from
 from visalign.types import Conditioning, InputError, Levels, Media
 
-__all__ = ["Pipeline", "Run"]
-
 
 class Pipeline:
     """Control over a diffusers pipeline; it is put in eval mode and frozen, and a policy opens what is trained.
 
     Attributes:
-        pipe: the diffusers pipeline.
+        pipe: any diffusers pipeline.
         family: what differs from other families.
         name: the pipeline's class name.
         pending: options to be compared with the plain run, and turned on, at the first use.
@@ -37,11 +36,6 @@ class Pipeline:
     """
 
     def __init__(self, pipe: Any) -> None:
-        """Takes a pipeline over.
-
-        Args:
-            pipe: any diffusers pipeline.
-        """
         self.pipe, self.name = pipe, type(pipe).__name__
         self.family: Family = family_of(pipe)
         self.pending: list[options.Option] = []
@@ -84,6 +78,17 @@ class Pipeline:
         """The noise levels of a run as the pipeline sets them, without a denoiser call."""
         return self._driver.prepare(conditioning, num_steps)[0]
 
+    def noise(self, conditioning: Conditioning, seeds: Sequence[int], num_steps: int) -> Tensor:
+        """The loop state that a rollout of these seeds starts from, (B, *S) float32, found before it is run."""
+        plan = Plan(lambda step: step.sample, only=[] if tap.decodes_alone(self.pipe) else [0])
+        return self._ready(conditioning).run(conditioning, num_steps, plan, seeds=seeds).initial.float()
+
+    def noise_scale(self, conditioning: Conditioning, num_steps: int) -> float:
+        """Standard deviation of `noise`: 1, but for variance-exploding schedulers."""
+        levels = self.levels(conditioning, num_steps)
+        at_maximum = self.pipe.scheduler.config.get("timestep_spacing") in ("linspace", "trailing")
+        return math.hypot(float(levels.s[0]), 0 if at_maximum else 1) if levels.scaled_input else 1.0
+
     def rollout(
         self,
         conditioning: Conditioning,
@@ -116,12 +121,11 @@ class Pipeline:
         """
         if len(seeds) != len(conditioning):
             raise InputError(f"{len(conditioning)} rows of conditioning came with {len(seeds)} seeds; give one each")
-        states = {} if initial is None else {start: initial}
         on_step = rule if not grad_from else recording_from(grad_from, rule)
         outcome = self._ready(conditioning).run(
             conditioning,
             num_steps,
-            Plan(on_step, start=start, states=states),
+            Plan(on_step, start=start, states={} if initial is None else {start: initial}),
             grad=grad_from is not None and grad_from <= start,
             seeds=seeds,
             output_type="pt" if decode else "latent",

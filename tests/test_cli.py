@@ -54,6 +54,7 @@ def test_help_imports_no_heavy_module():
         "doctor",
         "plan",
         "config",
+        "optimize",
         "shapes",
     ):
         assert command in shown

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from visalign.comparison import Comparison, compare
     from visalign.config import RunConfig, load_config
     from visalign.evaluation import Evaluation, evaluate
+    from visalign.optimizing import OptimizeResult, optimize, replay
     from visalign.planning import plan
     from visalign.prompts import read_prompts
     from visalign.report import write_report
@@ -35,6 +36,9 @@ _PLACES = {
     "load_config": "config",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "OptimizeResult": "optimizing",
+    "optimize": "optimizing",
+    "replay": "optimizing",
     "plan": "planning",
     "read_prompts": "prompts",
     "write_report": "report",
@@ -49,9 +53,9 @@ _PLACES = {
 }
 
 __all__ = [
-    "Comparison", "Evaluation", "InputError", "Media", "Prompts", "Result", "RunConfig", "RunError", "Scores",
-    "compare", "evaluate", "load_config", "load_pipeline", "load_reward", "plan", "read_prompts", "sample", "train",
-    "write_report",
+    "Comparison", "Evaluation", "InputError", "Media", "OptimizeResult", "Prompts", "Result", "RunConfig", "RunError",
+    "Scores", "compare", "evaluate", "load_config", "load_pipeline", "load_reward", "optimize", "plan", "read_prompts",
+    "replay", "sample", "train", "write_report",
 ]  # fmt: skip
 
 

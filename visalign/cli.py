@@ -112,6 +112,47 @@ def compare(
     cli_run.show_comparison(found)
 
 
+@app.command()
+def optimize(
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to search for.")] = None,
+    prompts: PromptFile = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Only so many of the prompts, evenly by category.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="Names, comma separated, or YAML: '{clip: 5}'. Default: shapes.")
+    ] = None,
+    judge: Annotated[list[str] | None, typer.Option(help="Rewards that only look, in the same form.")] = None,
+    method: Annotated[str, typer.Option(help="See: visalign list searches.")] = "best_of_n",
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Option of the method; may be repeated.")
+    ] = None,
+    model_calls: Annotated[int | None, typer.Option(min=1, help="Budget of each prompt; backward is two.")] = None,
+    candidates: Annotated[int | None, typer.Option(min=1, help="Budget of each prompt.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Budget of each prompt.")] = None,
+    compare_best_of_n: Annotated[
+        bool, typer.Option("--compare-best-of-n", help="Spend as many model calls on best-of-N afterwards.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; the default is runs/optimize.")] = None,
+    model: Model = "shapes/sd3",
+    lora: Annotated[Path | None, typer.Option(help="Folder of a LoRA.")] = None,
+    seed: Annotated[int, typer.Option(help="Candidate 0 is the plain sample of this seed.")] = 0,
+    num_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of one pipeline call.")] = 8,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+) -> None:
+    """Spend compute on a prompt: search for the sample that the rewards like best."""
+    from visalign import cli_optimize
+
+    budget = {"model_calls": model_calls, "candidates": candidates, "seconds": seconds}
+    code = cli_optimize.run(
+        prompt or [], prompts, reward or ["shapes"], judge or [], method, options or [], count=count, out=out,
+        budget=budget, compare_best_of_n=compare_best_of_n, model=model, lora=lora, seed=seed, num_steps=num_steps,
+        guidance_scale=guidance_scale, batch=batch, dtype=dtype, device=device,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
 @app.command("list")
 def list_kind(
     kind: Annotated[str, typer.Argument(help="rewards, models, methods, searches or kernels.")],

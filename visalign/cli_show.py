@@ -107,11 +107,13 @@ def description(kind: str, name: str) -> str:
     if kind == "sections":
         return _section(name)
     thing = registry.load(kind, name)
-    parts = [f"{name} ({kind.rstrip('s')})", inspect.getdoc(thing) or ""]
+    parts = [f"{name} ({registry.singular(kind)})", inspect.getdoc(thing) or ""]
     if kind == "models":
         parts = [f"{name} (model)", "\n".join(f"{k}: {v}" for k, v in _model(name, thing).items())]
     if kind == "methods":
         parts += [inspect.getdoc(inspect.getmodule(thing)) or "", "Options of method:", options(thing.Config)]
+    if kind == "searches":
+        parts += [inspect.getdoc(inspect.getmodule(thing)) or "", "Options (--set key=value):", options(thing.Config)]
     if kind == "rewards" and inspect.isclass(thing):
         parts += ["Facts:", "\n".join(f"  {k}: {v}" for k, v in _facts(thing).items() if v)]
     return "\n\n".join([*(p for p in parts if p), "Example:", textwrap.indent(example(kind, name, thing), "  ")])
@@ -153,7 +155,9 @@ def _type(annotation: Any) -> str:
 
 
 def example(kind: str, name: str, thing: Any) -> str:
-    """YAML that uses it."""
+    """YAML that uses it, or the command of a search."""
+    if kind == "searches":
+        return f'visalign optimize "a red circle" --reward palette --method {name}'
     if kind == "methods":
         values: Any = {"method": thing.Config.model_validate({"name": name}).model_dump(mode="json")}
     elif kind == "rewards":

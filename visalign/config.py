@@ -82,7 +82,7 @@ class AdvantageConfig(Section):
 
     aggregate: str = "sum"
     """Several rewards → one, by a name of `aggregation.AGGREGATIONS`: `sum`, `group_z` (GDPO), `log_sigmoid`, …"""
-    aggregate_options: dict[str, float | str] = Field(default_factory=dict)
+    aggregate_options: dict[str, float | str] = {}
     """Keyword options of that function, for example `{by: artifact, minimum: 0.5}` of `gate`."""
     scale: Literal["group", "global", "max_group", "none"] = "global"
     """What centred rewards are divided by: the std of the group, of the batch, the largest group's, or nothing."""

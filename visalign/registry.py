@@ -78,7 +78,10 @@ TABLES: dict[str, dict[str, str]] = {
         "shapes/sd3": "visalign.shapes:model_path",
         "shapes/mini": "visalign.shapes:model_path",
     },
-    "searches": {},
+    "searches": {
+        "best_of_n": "visalign.search.best_of_n:BestOfN",
+        "reno": "visalign.search.reno:ReNO",
+    },
 }
 
 
@@ -94,6 +97,11 @@ def names(kind: str, pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(table(kind), pattern))
 
 
+def singular(kind: str) -> str:
+    """`reward` for `rewards`, `search` for `searches`."""
+    return {"searches": "search"}.get(kind, kind.removesuffix("s"))
+
+
 def load(kind: str, name: str) -> Any:
     """The object behind a short name or a dotted path `module:object`.
 
@@ -103,7 +111,7 @@ def load(kind: str, name: str) -> Any:
     known = table(kind)
     if name not in known and ":" not in name:
         raise InputError(
-            f"unknown {kind.rstrip('s')} {name!r}.{nearest(name, known)} See: visalign list {kind}, "
+            f"unknown {singular(kind)} {name!r}.{nearest(name, known)} See: visalign list {kind}, "
             f"or give a dotted path such as my_module:my_object"
         )
     return _resolve(known.get(name, name))
