@@ -45,7 +45,7 @@ class JudgeClient(AsyncInferenceClient):
             form = {"name": "answer", "schema": body["response_format"]["value"], "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         raw_reply.set(b"")
-        reply = await super()._inner_post(request_parameters, stream=stream)
+        reply: Any = await super()._inner_post(request_parameters, stream=stream)
         raw_reply.set(reply)
         return reply
 

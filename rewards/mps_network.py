@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,9 @@ def rotate(tokens: Tensor) -> Tensor:
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Query heads (B, h, N, D) on one shared key and value head (B, M, D), (B, N, h·D); `mask` (B, M) keeps tokens."""
-    shared = [x.unsqueeze(1).expand(-1, queries.shape[1], -1, -1) for x in (keys, values)]
+    key, value = (x.unsqueeze(1).expand(-1, queries.shape[1], -1, -1) for x in (keys, values))
     kept = None if mask is None else mask[:, None, None]
-    return F.scaled_dot_product_attention(queries, *shared, attn_mask=kept).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(queries, key, value, attn_mask=kept).transpose(1, 2).flatten(2)
 
 
 class SwiGLU(nn.Module):
@@ -85,8 +86,9 @@ class CrossModel(nn.Module):
 
     def forward(self, images: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
         """(B, N, D) image tokens after all layers."""
-        for cross, self_ in self.layers:
-            images = self_(cross(images, texts, mask))
+        for layer in self.layers:
+            cross, within = cast(nn.ModuleList, layer)
+            images = within(cross(images, texts, mask))
         return images
 
 

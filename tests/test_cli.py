@@ -201,7 +201,9 @@ def test_every_kind_is_listed_and_described(capsys, kind):
         assert name in out
         example = out.split("Example:\n")[-1]
         values = yaml.safe_load(example)
-        if kind == "methods":
+        if kind == "searches":
+            assert values.startswith("visalign optimize")
+        elif kind == "methods":
             assert load_config(values).method.name == name
         elif values:
             assert load_config(values | {"method": {"name": "nft"}})
