@@ -55,6 +55,7 @@ def test_help_imports_no_heavy_module():
         "plan",
         "config",
         "optimize",
+        "score",
         "shapes",
     ):
         assert command in shown

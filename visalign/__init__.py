@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visalign.api import load_pipeline, load_reward
+    from visalign.batch import ScoreTable, score
     from visalign.comparison import Comparison, compare
     from visalign.config import RunConfig, load_config
     from visalign.evaluation import Evaluation, evaluate
@@ -30,6 +31,8 @@ __version__ = "0.1.0"
 _PLACES = {
     "load_pipeline": "api",
     "load_reward": "api",
+    "ScoreTable": "batch",
+    "score": "batch",
     "Comparison": "comparison",
     "compare": "comparison",
     "RunConfig": "config",
@@ -54,8 +57,8 @@ _PLACES = {
 
 __all__ = [
     "Comparison", "Evaluation", "InputError", "Media", "OptimizeResult", "Prompts", "Result", "RunConfig", "RunError",
-    "Scores", "compare", "evaluate", "load_config", "load_pipeline", "load_reward", "optimize", "plan", "read_prompts",
-    "replay", "sample", "train", "write_report",
+    "ScoreTable", "Scores", "compare", "evaluate", "load_config", "load_pipeline", "load_reward", "optimize", "plan",
+    "read_prompts", "replay", "sample", "score", "train", "write_report",
 ]  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from visalign import cli_score
+
 app = typer.Typer(
     name="visalign",
     help="Align diffusion and flow models for images and video with rewards and preferences.",
@@ -18,6 +20,7 @@ app = typer.Typer(
 )
 shapes = typer.Typer(help="The built-in world of coloured shapes.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(shapes, name="shapes")
+app.command()(cli_score.score)
 
 Config = Annotated[str, typer.Argument(help="YAML file, such as configs/shapes/grpo.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the config.")]
@@ -256,3 +259,16 @@ def with_resume_value(arguments: Sequence[str]) -> list[str]:
         else:
             result.append(argument)
     return [*result[:-1], "--resume=latest"] if result[-1] == "--resume" else result
+
+
+@shapes.command("judges")
+def shapes_judges(
+    name: Annotated[str, typer.Argument(help="clip, aesthetic, artifact or vlm.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    clip: Annotated[Path | None, typer.Option(help="The shapes/clip to build on; default: the shipped one.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished training.")] = False,
+) -> None:
+    """Train a shipped judge again from nothing, by its recipe."""
+    from visalign import cli_judges
+
+    cli_judges.train(name, out, clip, resume)

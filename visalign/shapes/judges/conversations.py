@@ -1,0 +1,180 @@
+"""Rows for `shapes/vlm`: many questions about the same pictures, which are read once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerFast
+
+from visalign.shapes.judges.damage import damage, draw_damage, vary
+from visalign.shapes.judges.data import alter, draw_description
+from visalign.shapes.judges.faults import Samples
+from visalign.shapes.judges.questions import Look, draw_claim, look, put
+from visalign.shapes.judges.recipes import QuestionRecipe, VlmRecipe
+from visalign.shapes.judges.words import IMAGE, SPECIAL, pieces
+from visalign.shapes.render import render
+from visalign.shapes.scenes import Description, place
+from visalign.shapes.verifier import verify
+
+_SYSTEM = 0.4
+_RELATED = 0.7
+_BORDERS = (32, 64, 128, 1024)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What all questions of a row see, and the questions with their answers, as token numbers."""
+
+    prefix: list[int]
+    branches: list[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """N questions with their answers, at most L tokens, padded on the right.
+
+    Attributes:
+        rows: which prefix each follows, (N,) int64.
+        tokens: (N, L) int64.
+        mask: (N, L) int64, 1 where there is a token.
+        targets: (N, L) int64, the next token.
+        weights: (N, L) float32, what its loss counts; 0 outside answers.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    mask: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R prefixes with P pictures, and what is asked about them.
+
+    Attributes:
+        tokens: (R, L) int64, padded on the left.
+        mask: (R, L) int64, 1 where there is a token.
+        pixels: (P, 3, S, S) in [0, 1], in the order of their tokens.
+        branches: all questions, those of about the same length together.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    pixels: Tensor
+    branches: tuple[Branches, ...]
+
+
+def collate(rows: Sequence[Row], pixels: Tensor) -> Batch:
+    """Rows as tensors."""
+    prefixes = [torch.tensor(row.prefix) for row in rows]
+    tokens = pad_sequence(prefixes, batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones_like(p) for p in prefixes], batch_first=True, padding_side="left")
+    parts: list[list[tuple[int, list[int], list[int]]]] = [[] for _ in _BORDERS]
+    for number, row in enumerate(rows):
+        for question, answer in row.branches:
+            border = next(i for i, most in enumerate(_BORDERS) if len(question) + len(answer) <= most)
+            parts[border].append((number, question, answer))
+    return Batch(tokens, mask, pixels, tuple(_branches(part) for part in parts if part))
+
+
+def _branches(part: Sequence[tuple[int, list[int], list[int]]]) -> Branches:
+    """An answer of n tokens counts √n in all, so that captions do not drown verdicts."""
+    tokens = [torch.tensor(question + answer) for _, question, answer in part]
+    # The last token of a question predicts the first of its answer; the answer's last one predicts nothing.
+    weights = [torch.tensor([0.0] * (len(q) - 1) + [len(a) ** -0.5] * len(a) + [0.0]) for _, q, a in part]
+    padded = pad_sequence(tokens, batch_first=True)
+    return Branches(
+        rows=torch.tensor([number for number, _, _ in part]),
+        tokens=padded,
+        mask=pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True),
+        targets=padded.roll(-1, dims=1),
+        weights=pad_sequence(weights, batch_first=True),
+    )
+
+
+class Batches:
+    """The batches of a training, by number.
+
+    Args:
+        recipe: what is asked, how often.
+        tokenizer: of the model.
+        samples: of the base model.
+        tokens: of a picture.
+    """
+
+    def __init__(self, recipe: VlmRecipe, tokenizer: PreTrainedTokenizerFast, samples: Samples, tokens: int) -> None:
+        self.recipe, self.tokenizer, self.samples, self.tokens = recipe, tokenizer, samples, tokens
+        kinds = recipe.questions.values()
+        self.groups = {n: [q for q in kinds if q.pictures == n] for n in {q.pictures for q in kinds}}
+        self.quality = [q for q in self.groups[1] if q.quality]
+        words = pieces(text for q in kinds for text in q.ask)
+        self.nonsense = [word.strip() for word in words if word.strip().isalpha()]
+        self.seen = verify(samples.pixels, samples.rows).objects
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step."""
+        recipe, rng = self.recipe, Random(f"{self.recipe.seed} vlm {step}")
+        totals = {n: sum(q.weight for q in group) for n, group in self.groups.items()}
+        drawn = rng.choices(list(totals), list(totals.values()), k=recipe.schedule.batch - 1)
+        rows, pictures = [], []
+        for pixels, looks, kinds in self._shown([1, *drawn], rng):
+            rows.append(self._row(looks, kinds, rng))
+            pictures.append(pixels)
+        return collate(rows, torch.cat(pictures))
+
+    def _shown(self, counts: list[int], rng: Random) -> list[tuple[Tensor, list[Look], list[QuestionRecipe]]]:
+        """For each row its pictures, what is known of them, and what may be asked."""
+        described = [self._described(count, rng) for count in counts]
+        scenes = [place(d, rng) for group in described for d in group]
+        kinds, strength = draw_damage(len(scenes), self.recipe.damaged, rng.getrandbits(62))
+        clean = vary(render(scenes, self.recipe.size, rng.getrandbits(62)), rng.getrandbits(62))
+        pixels = damage(clean, kinds, strength, rng.getrandbits(62))
+        flat = [d for group in described for d in group]
+        looks = [look(d, s, float(x)) for d, s, x in zip(flat, scenes, strength, strict=True)]
+        result, start = [], 0
+        for count in counts:
+            end = start + count
+            if count == 1 and rng.random() < self.recipe.sampled:
+                result.append(self._sampled(rng))
+            else:
+                result.append((pixels[start:end], looks[start:end], self.groups[count]))
+            start = end
+        return result
+
+    def _sampled(self, rng: Random) -> tuple[Tensor, list[Look], list[QuestionRecipe]]:
+        """A sample of the base model, about which only looks are asked."""
+        i = rng.randrange(len(self.samples.pixels))
+        faulty, strength = bool(self.samples.faulty[i]), float(self.samples.strength[i])
+        known = Look(draw_description(rng), self.seen[i], strength if faulty else 0.0, faulty)
+        return self.samples.pixels[i : i + 1], [known], self.quality
+
+    def _described(self, count: int, rng: Random) -> list[Description]:
+        """Descriptions of the pictures of a row; those of a pair often differ in one fact, or not at all."""
+        descriptions = [draw_description(rng) for _ in range(count)]
+        if count == 2 and rng.random() < _RELATED:
+            descriptions[1] = descriptions[0] if rng.random() < 0.4 else alter(descriptions[0], rng)
+        return descriptions
+
+    def _row(self, looks: list[Look], kinds: list[QuestionRecipe], rng: Random) -> Row:
+        """Questions until the next one does not fit any more."""
+        system = f"<system>{rng.choice(self.recipe.systems)}<end>" if rng.random() < _SYSTEM else ""
+        prefix = f"<bos>{system}<user>" + SPECIAL[IMAGE] * self.tokens * len(looks)
+        branches: list[tuple[list[int], list[int]]] = []
+        room = self.recipe.room
+        while True:
+            kind = rng.choices(kinds, [q.weight for q in kinds])[0]
+            question, answer = put(kind, looks, draw_claim(looks, self.nonsense, rng), rng)
+            branch = self._encode(f"{question}<end><assistant>"), self._encode(f"{answer}<end>")
+            room -= len(branch[0]) + len(branch[1])
+            if branches and room < 0:
+                return Row(self._encode(prefix), branches)
+            branches.append(branch)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids

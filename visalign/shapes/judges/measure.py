@@ -1,0 +1,183 @@
+"""How good each judge is, by the verifier: on renders and damaged renders, and on samples of the base model.
+
+All captions are held out. What a damaged render shows is read before the damage; how faulty a sample is, by how much of
+it no scene explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visalign.shapes.judges import clip as clips
+from visalign.shapes.judges import heads
+from visalign.shapes.judges.damage import damage, draw_damage, vary
+from visalign.shapes.judges.data import alter, held_out_descriptions
+from visalign.shapes.judges.faults import sample
+from visalign.shapes.judges.metrics import binary, spearman
+from visalign.shapes.judges.questions import fill
+from visalign.shapes.judges.recipes import ClipRecipe, HeadRecipe, Recipe, VlmRecipe
+from visalign.shapes.judges.vlm import first_words, load_vlm
+from visalign.shapes.render import render
+from visalign.shapes.scenes import Description, place
+from visalign.shapes.verifier import verify
+
+Figures = dict[str, float]
+Table = dict[str, Figures]
+"""Figures of each test."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Pictures with held-out captions, and the truth about them.
+
+    Attributes:
+        pixels: (N, 3, S, S) in [0, 1].
+        rows: metadata of the captions.
+        right: 1 where the verifier finds that the picture shows the caption, (N,) float32.
+        graded: its partial credit, (N,) float32.
+        strength: how damaged the picture is, (N,) float32.
+        flawed: whether it is, (N,) float32.
+        total: number of objects, (N,) int64.
+    """
+
+    pixels: Tensor
+    rows: tuple[dict[str, Any], ...]
+    right: Tensor
+    graded: Tensor
+    strength: Tensor
+    flawed: Tensor
+    total: Tensor
+
+    @property
+    def captions(self) -> list[str]:
+        """The texts."""
+        return [row["prompt"] for row in self.rows]
+
+
+def chosen_descriptions(recipe: Recipe) -> list[Description]:
+    """As many held-out descriptions as the recipe says, each about as often as the others."""
+    rng = Random(f"{recipe.seed} test")
+    known = held_out_descriptions()
+    descriptions = list(known) * -(-recipe.tests // len(known))
+    rng.shuffle(descriptions)
+    return descriptions[: recipe.tests]
+
+
+def rendered(recipe: Recipe, damaged: float, opposite: bool = False) -> Trial:
+    """Renders, half of them of something that differs from the caption in one fact, a share of them damaged.
+
+    Args:
+        recipe: says how many.
+        damaged: the share.
+        opposite: right where it is wrong otherwise.
+    """
+    rng = Random(f"{recipe.seed} test {damaged} {opposite}")
+    descriptions = chosen_descriptions(recipe)
+    shown = [alter(d, rng) if (i % 2 == 0) is opposite else d for i, d in enumerate(descriptions)]
+    clean = render([place(d, rng) for d in shown], recipe.size, rng.getrandbits(62))
+    kinds, strength = draw_damage(len(shown), damaged, rng.getrandbits(62))
+    rows = tuple(d.metadata() for d in descriptions)
+    verdict = verify(clean, rows)
+    return Trial(
+        pixels=damage(vary(clean, rng.getrandbits(62)), kinds, strength, rng.getrandbits(62)),
+        rows=rows,
+        right=verdict.strict,
+        graded=verdict.graded,
+        strength=strength,
+        flawed=(kinds >= 0).float(),
+        total=torch.tensor([len(objects) for objects in verdict.objects]),
+    )
+
+
+def sampled(recipe: Recipe) -> Trial:
+    """Samples of the base model for held-out captions."""
+    found = sample(recipe.samples, [d.metadata() for d in chosen_descriptions(recipe)], recipe.seed + 1)
+    verdict = verify(found.pixels, found.rows)
+    return Trial(
+        pixels=found.pixels,
+        rows=found.rows,
+        right=verdict.strict,
+        graded=verdict.graded,
+        strength=found.strength,
+        flawed=found.faulty.float(),
+        total=torch.tensor([len(objects) for objects in verdict.objects]),
+    )
+
+
+def trials(recipe: Recipe) -> dict[str, Trial]:
+    """The three tests of every judge."""
+    return {"renders": rendered(recipe, 0.0), "damaged renders": rendered(recipe, 0.5), "samples": sampled(recipe)}
+
+
+def measure_clip(recipe: ClipRecipe, encoder: Path, folder: Path) -> Table:
+    """Does the picture show the caption? By the cosine, and by the probability that goes with it."""
+    clip, table = clips.load_clip(folder), {}
+    for name, trial in trials(recipe).items():
+        cosine, probability = clips.judge(clip, trial.pixels, trial.captions)
+        table[name] = {**binary(probability, trial.right), "spearman": spearman(cosine, trial.graded)}
+    return table
+
+
+def aesthetic_figures(values: Tensor, trial: Trial) -> Figures:
+    """Of marks from 1 to 10, where 10 − 9 · strength is right."""
+    loss = 10 - values
+    score = binary(loss / 9, trial.flawed)["auroc"]
+    error = float((loss - 9 * trial.strength).abs().mean())
+    return {"auroc": score, "spearman": spearman(loss, trial.strength), "error": error}
+
+
+def artifact_figures(values: Tensor, trial: Trial) -> Figures:
+    """Of probabilities of a flaw."""
+    return {**binary(values, trial.flawed), "spearman": spearman(values, trial.strength)}
+
+
+_HEADS: dict[str, Callable[[Tensor, Trial], Figures]] = {"aesthetic": aesthetic_figures, "artifact": artifact_figures}
+
+
+def measure_head(recipe: HeadRecipe, encoder: Path, folder: Path) -> Table:
+    """How bad is the picture, and has it a flaw?"""
+    clip, figures = clips.load_clip(encoder), _HEADS[recipe.name]
+    # Clean renders alone have no flaws to find.
+    found = {name: trial for name, trial in trials(recipe).items() if name != "renders"}
+    return {name: figures(heads.judge(clip, folder, trial.pixels), trial) for name, trial in found.items()}
+
+
+class Asker:
+    """Asks a saved `shapes/vlm` by its own first wordings, through its processor."""
+
+    def __init__(self, recipe: VlmRecipe, folder: Path) -> None:
+        self.recipe = recipe
+        self.vlm, self.processor = load_vlm(folder)
+        self.words: dict[str, int] = self.processor.tokenizer.get_vocab()
+
+    def __call__(self, kind: str, trial: Trial, answers: str, *before: Trial) -> Tensor:
+        """Probabilities (N, A) of answers, which add up to 1; pictures of the trials before are shown first."""
+        texts = [fill(self.recipe.questions[kind].ask[0], {"prompt": c}) for c in trial.captions]
+        pictures = list(zip(*(t.pixels for t in (*before, trial)), strict=True))
+        numbers = [self.words[a] for a in answers.split()]
+        found = first_words(self.vlm, self.processor, pictures, texts)[:, numbers]
+        return found / found.sum(dim=1, keepdim=True)
+
+
+def measure_vlm(recipe: VlmRecipe, encoder: Path, folder: Path) -> Table:
+    """Its verdicts, marks, counts and comparisons."""
+    ask, found = Asker(recipe, folder), trials(recipe)
+    table: Table = {}
+    for name, trial in found.items():
+        shows, flaws = (ask(kind, trial, "Yes No")[:, 0] for kind in ("shows", "flawed"))
+        mark = ask("fit05", trial, "0 1 2 3 4 5") @ torch.arange(6.0)
+        counts = ask("total", trial, "0 1 2 3 4 5").argmax(dim=1)
+        table[f"{name}, caption"] = {**binary(shows, trial.right), "spearman": spearman(mark, trial.graded)}
+        table[f"{name}, flaws"] = {**binary(flaws, trial.flawed), "spearman": spearman(flaws, trial.strength)}
+        table[f"{name}, count"] = {"accuracy": float((counts == trial.total).float().mean())}
+    first, last = found["renders"], rendered(recipe, 0.0, opposite=True)
+    better = ask("better", last, "Yes No", first)[:, 0]
+    table["renders, second better"] = binary(better, (last.graded > first.graded).float())
+    return table

@@ -1,0 +1,154 @@
+"""Recipes of the judges: everything that decides what one becomes, read from `configs/shapes/judges/NAME.yaml`."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TypeAlias
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from visalign.shapes import JUDGES
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TowerRecipe(_Strict):
+    """A transformer."""
+
+    width: int
+    layers: int
+    heads: int
+
+
+class Schedule(_Strict):
+    """How long and how fast something is trained."""
+
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=1)
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(gt=0)
+    ema_decay: float = Field(ge=0, lt=1)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    autocast: bool = True
+    """Matrix products of images in bfloat16: faster on CPUs that have it."""
+    save_every: int = 200
+
+
+class SampleRecipe(_Strict):
+    """Pictures of the base model; few steps leave faults."""
+
+    model: str = "sd3"
+    count: int = Field(gt=0)
+    steps: tuple[int, ...]
+    """Numbers of denoising steps; each makes an equal part of the pictures."""
+
+
+class ClipRecipe(_Strict):
+    """A CLIP of open_clip."""
+
+    name: str
+    seed: int
+    size: int
+    """Image side in pixels."""
+    patch: int
+    embed: int
+    """Width of the shared embedding."""
+    vision: TowerRecipe
+    text: TowerRecipe
+    negatives: int = Field(gt=0)
+    """Captions with one wrong fact beside each right one."""
+    damaged: float = Field(ge=0, lt=1)
+    """Share of the pictures that are damaged; they keep their captions."""
+    faults: int = Field(gt=0)
+    """Samples of the base model in each batch, for the loss on quality alone."""
+    judge_weight: float = Field(ge=0)
+    """Of right against slightly wrong captions of one picture."""
+    scene_weight: float = Field(ge=0)
+    """Of reading the scene off the embedding."""
+    quality_weight: float = Field(ge=0)
+    """Of reading the damage off the embedding."""
+    schedule: Schedule
+    samples: SampleRecipe
+    tests: int = Field(gt=0)
+    """Pictures of each test."""
+
+
+class HeadRecipe(_Strict):
+    """A small network on the embeddings of `shapes/clip`."""
+
+    name: str
+    seed: int
+    size: int
+    hidden: tuple[int, ...]
+    """Widths between the embedding and the one number."""
+    range: tuple[float, float]
+    """Lowest and highest value, reached through a sigmoid."""
+    pictures: int = Field(gt=0)
+    """Renders that are embedded once, half of them damaged."""
+    schedule: Schedule
+    samples: SampleRecipe
+    tests: int = Field(gt=0)
+
+
+class QuestionRecipe(_Strict):
+    """A kind of question: wordings and the answer, with slots that `questions.slots` fills."""
+
+    weight: float = Field(1.0, gt=0)
+    pictures: int = Field(1, ge=0, le=2)
+    quality: bool = False
+    """It asks for looks alone, so it can be asked about samples of the base model."""
+    ask: tuple[str, ...]
+    answer: str
+
+
+class VlmRecipe(_Strict):
+    """A LLaVA of transformers whose eyes are those of `shapes/clip`."""
+
+    name: str
+    seed: int
+    size: int
+    text: TowerRecipe
+    feed_forward: int
+    context: int
+    """Longest conversation in tokens."""
+    room: int = Field(gt=0)
+    """Tokens of questions and answers about the same pictures that are learned in one row, unseen by each other."""
+    damaged: float = Field(ge=0, lt=1)
+    sampled: float = Field(ge=0, lt=1)
+    """Share of one-picture rows that show a sample of the base model."""
+    schedule: Schedule
+    samples: SampleRecipe
+    tests: int = Field(gt=0)
+    systems: tuple[str, ...]
+    """System turns; half of the rows have one."""
+    questions: dict[str, QuestionRecipe]
+
+
+Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe
+
+_KINDS: dict[str, type[Recipe]] = {
+    "clip": ClipRecipe,
+    "aesthetic": HeadRecipe,
+    "artifact": HeadRecipe,
+    "vlm": VlmRecipe,
+}
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read the recipe of a shipped judge.
+
+    Raises:
+        ValueError: no such judge, or a key that its recipe does not have.
+
+    Example:
+        >>> load_recipe("clip").size
+        64
+    """
+    if name not in JUDGES:
+        raise ValueError(f"unknown shapes judge {name!r}; write one of {', '.join(JUDGES)}")
+    text = (resources.files("visalign.configs") / "shapes" / "judges" / f"{name}.yaml").read_text(encoding="utf-8")
+    return _KINDS[name].model_validate(yaml.safe_load(text))

@@ -1,0 +1,127 @@
+"""Make a judge from nothing: train it, measure it by the verifier, and write its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from visalign.shapes import judge_path
+from visalign.shapes.autoencoder import Progress
+from visalign.shapes.judges.clip import train_clip
+from visalign.shapes.judges.heads import train_head
+from visalign.shapes.judges.measure import Table, measure_clip, measure_head, measure_vlm
+from visalign.shapes.judges.recipes import Recipe, load_recipe
+from visalign.shapes.judges.vlm import train_vlm
+
+
+def _train_clip(recipe: Any, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
+    train_clip(recipe, output, work, progress)
+
+
+_TRAIN: dict[str, Callable[[Any, Path, Path, Path, Progress], None]] = {
+    "clip": _train_clip,
+    "aesthetic": train_head,
+    "artifact": train_head,
+    "vlm": train_vlm,
+}
+_MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
+    "clip": measure_clip,
+    "aesthetic": measure_head,
+    "artifact": measure_head,
+    "vlm": measure_vlm,
+}
+
+
+def train_judge(
+    name: str, output: Path, *, clip: Path | None = None, resume: bool = False, progress: Progress | None = None
+) -> None:
+    """Train a shipped judge from its recipe and write its folder.
+
+    The same recipe gives the same weights on the same machine and number of threads. Intermediate state is kept in
+    `output/training` until the end; a run that was stopped continues from it exactly.
+
+    Args:
+        name: "clip", "aesthetic", "artifact" or "vlm".
+        output: the folder to write.
+        clip: folder of the CLIP that the other judges build on; None takes the shipped one.
+        resume: go on from `output/training`, if there is any.
+        progress: called after every step with the stage, steps done, steps in all and the loss.
+
+    Raises:
+        ValueError: no such judge, or `output/training` exists and `resume` is False.
+    """
+    train_recipe(load_recipe(name), output, clip or judge_path("clip"), resume=resume, progress=progress or _silent)
+
+
+def train_recipe(recipe: Recipe, output: Path, clip: Path, *, resume: bool, progress: Progress) -> None:
+    """As `train_judge`, for any recipe."""
+    work = output / "training"
+    if work.exists() and not resume:
+        raise ValueError(f"{work} holds an unfinished training; go on with resume=True, or delete it to start again")
+    work.mkdir(parents=True, exist_ok=True)
+    _TRAIN[recipe.name](recipe, clip, output, work, progress)
+    table = known(_MEASURE[recipe.name](recipe, clip, output))
+    _write(output / "measured.json", table)
+    _write(output / "recipe.json", {"recipe": recipe.model_dump(mode="json")})
+    (output / "README.md").write_text(card(recipe.name, table), encoding="utf-8")
+    shutil.rmtree(work)
+
+
+def known(table: Table) -> Table:
+    """The figures that exist: of one kind of label alone, there is no AUROC."""
+    return {test: {k: v for k, v in figures.items() if not math.isnan(v)} for test, figures in table.items()}
+
+
+def _silent(stage: str, done: int, total: int, loss: float) -> None:
+    pass
+
+
+def _write(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def card(name: str, table: Table) -> str:
+    """The README of a judge's folder."""
+    columns = list(dict.fromkeys(column for figures in table.values() for column in figures))
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for test, figures in table.items():
+        cells = [f"{figures[column]:.3f}" if column in figures else "" for column in columns]
+        lines.append(f"| {test} | {' | '.join(cells)} |")
+    return _CARD.format(name=name, text=_TEXTS[name], table="\n".join(lines))
+
+
+_CARD = """# shapes/{name}
+
+{text}
+Made from nothing by `visalign shapes judges {name}` with `configs/shapes/judges/{name}.yaml`; `recipe.json` holds that
+recipe and `measured.json` the figures below. Licence: Apache-2.0, as the rest of visalign.
+
+By the verifier, on captions that it was not trained on:
+
+{table}
+
+`ece` is the expected calibration error of probabilities, `spearman` the rank correlation with the verifier's partial
+credit or with the strength of the damage. Half of the captions of renders are wrong in one fact.
+"""
+
+_TEXTS = {
+    "clip": """A CLIP of open_clip for visalign's built-in world (64 px), trained on renders and their captions, each
+beside captions with one wrong fact. `open_clip.create_model("local-dir:FOLDER")` loads it; P(the caption is right) is
+sigmoid(exp(logit_scale) · cosine + logit_bias).
+""",
+    "aesthetic": """How good a picture of visalign's built-in world looks, from 1 (ruined) to 10 (a clean render): a
+small network on the unit image embedding of `shapes/clip`. `error` is the mean distance from 10 − 9 · strength, in
+points.
+""",
+    "artifact": """P(a picture of visalign's built-in world has a flaw): a small network on the unit image embedding of
+`shapes/clip`, trained on damaged renders and on samples of the base model.
+""",
+    "vlm": """A LLaVA of transformers for visalign's built-in world (64 px): it answers yes or no, counts, gives marks,
+compares two pictures and captions. `AutoModelForImageTextToText.from_pretrained(FOLDER)` and
+`AutoProcessor.from_pretrained(FOLDER)` load it; it knows the words of its recipe, and no others.
+""",
+}

@@ -1,0 +1,227 @@
+"""`shapes/vlm`: a LLaVA of transformers that answers questions about pictures, its eyes taken from `shapes/clip`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    DynamicCache,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from visalign.shapes.autoencoder import Progress
+from visalign.shapes.judges.clip import MEAN, STD, Clip, load_clip
+from visalign.shapes.judges.conversations import Batch, Batches, Branches
+from visalign.shapes.judges.faults import training_samples
+from visalign.shapes.judges.learning import Trainer, fast
+from visalign.shapes.judges.questions import DONE, INJECTIONS, KEPT, WHOLE
+from visalign.shapes.judges.recipes import VlmRecipe
+from visalign.shapes.judges.words import BOS, END, IMAGE, PAD, TEMPLATE, build_words
+
+Vlm = Any
+"""A LlavaForConditionalGeneration."""
+
+_CHUNK = 32
+
+
+def vlm_texts(recipe: VlmRecipe) -> list[str]:
+    """All wordings that the tokenizer must know."""
+    asked = [text for question in recipe.questions.values() for text in (*question.ask, question.answer)]
+    return [*recipe.systems, *asked, *INJECTIONS, KEPT, WHOLE, DONE, "there is are exactly the Yes No"]
+
+
+def build_processor(recipe: VlmRecipe, patch: int) -> LlavaProcessor:
+    """Tokenizer, picture sizes and the chat template; a picture becomes one token a patch."""
+    tokenizer = build_words(vlm_texts(recipe), recipe.context)
+    size = {"height": recipe.size, "width": recipe.size}
+    images = CLIPImageProcessor(
+        size={"shortest_edge": recipe.size}, crop_size=size, image_mean=list(MEAN), image_std=list(STD)
+    )
+    return LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+
+
+def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditionalGeneration:
+    """Fresh weights from the recipe's seed, but for the eyes: all layers of the CLIP's vision tower except the last."""
+    visual = clip.visual
+    width, patch = visual.conv1.weight.shape[0], visual.conv1.weight.shape[-1]
+    blocks = visual.transformer.resblocks
+    vision = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=blocks[0].mlp.c_fc.out_features,
+        num_hidden_layers=len(blocks) - 1,
+        num_attention_heads=blocks[0].attn.num_heads,
+        image_size=recipe.size,
+        patch_size=patch,
+        hidden_act="gelu",
+    )
+    text = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=recipe.text.width,
+        intermediate_size=recipe.feed_forward,
+        num_hidden_layers=recipe.text.layers,
+        num_attention_heads=recipe.text.heads,
+        max_position_embeddings=recipe.context,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=END,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE,
+        image_seq_length=(recipe.size // patch) ** 2,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+    torch.manual_seed(recipe.seed)
+    vlm = LlavaForConditionalGeneration(config)
+    vlm.model.vision_tower.load_state_dict(dict(eyes_of(visual, len(blocks) - 1)), strict=False)
+    vlm.generation_config.eos_token_id, vlm.generation_config.pad_token_id = END, PAD
+    return vlm
+
+
+def eyes_of(visual: Any, layers: int) -> Iterator[tuple[str, Tensor]]:
+    """The first layers of open_clip's vision tower under the names of transformers."""
+    yield "embeddings.class_embedding", visual.class_embedding
+    yield "embeddings.position_embedding.weight", visual.positional_embedding
+    yield "embeddings.patch_embedding.weight", visual.conv1.weight
+    yield from _renamed(visual.ln_pre, "pre_layrnorm")
+    for i, block in enumerate(visual.transformer.resblocks[:layers]):
+        layer = f"encoder.layers.{i}"
+        for letter, weight, bias in zip(
+            "qkv", block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=True
+        ):
+            yield f"{layer}.self_attn.{letter}_proj.weight", weight
+            yield f"{layer}.self_attn.{letter}_proj.bias", bias
+        yield from _renamed(block.attn.out_proj, f"{layer}.self_attn.out_proj")
+        yield from _renamed(block.ln_1, f"{layer}.layer_norm1")
+        yield from _renamed(block.ln_2, f"{layer}.layer_norm2")
+        yield from _renamed(block.mlp.c_fc, f"{layer}.mlp.fc1")
+        yield from _renamed(block.mlp.c_proj, f"{layer}.mlp.fc2")
+
+
+def _renamed(module: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    return ((f"{name}.{key}", value) for key, value in module.state_dict().items())
+
+
+def save_vlm(vlm: Vlm, processor: LlavaProcessor, folder: Path) -> None:
+    """Write float16 safetensors and the processor; the model comes back, and is loaded, in float32."""
+    vlm.half().save_pretrained(folder)
+    vlm.float()
+    processor.save_pretrained(folder)
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for part in (values, values["text_config"], values["vision_config"]):
+        part["dtype"] = "float32"
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def load_vlm(folder: Path) -> tuple[Vlm, Any]:
+    """The model of a folder, frozen, and its processor."""
+    vlm = AutoModelForImageTextToText.from_pretrained(folder)
+    return vlm.eval().requires_grad_(False), AutoProcessor.from_pretrained(folder)
+
+
+def branch_logits(vlm: Vlm, batch: Batch) -> Iterator[tuple[Tensor, Branches]]:
+    """Logits (M, V) of all M tokens that are learned, for each part of the branches.
+
+    Prefixes are read once; branches go on from their keys and values, so that no branch sees another.
+    """
+    places = (batch.mask.cumsum(dim=1) - 1).clamp_min(0)
+    seen = vlm.model(
+        input_ids=batch.tokens,
+        pixel_values=batch.pixels * 2 - 1,
+        attention_mask=batch.mask,
+        position_ids=places,
+        use_cache=True,
+    ).past_key_values
+    for part in batch.branches:
+        memory = DynamicCache()
+        for number, layer in enumerate(seen.layers):
+            memory.update(layer.keys.index_select(0, part.rows), layer.values.index_select(0, part.rows), number)
+        states = vlm.model.language_model(
+            input_ids=part.tokens,
+            attention_mask=torch.cat([batch.mask[part.rows], part.mask], dim=1),
+            position_ids=batch.mask.sum(dim=1)[part.rows][:, None] + torch.arange(part.tokens.shape[1]),
+            past_key_values=memory,
+            use_cache=True,
+        ).last_hidden_state
+        yield vlm.lm_head(states[part.weights > 0]), part
+
+
+def vlm_loss(vlm: Vlm, batch: Batch, autocast: bool) -> Tensor:
+    """Weighted cross-entropy of the answers' tokens."""
+    losses, weights = [], []
+    with fast(autocast):
+        for logits, part in branch_logits(vlm, batch):
+            learned = part.weights > 0
+            losses.append(F.cross_entropy(logits.float(), part.targets[learned], reduction="none"))
+            weights.append(part.weights[learned])
+    return torch.cat(losses) @ torch.cat(weights) / torch.cat(weights).sum()
+
+
+def train_vlm(recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
+    """Train with the eyes of the CLIP in `encoder`, or go on from what `work` holds, and write to `output`."""
+    clip = load_clip(encoder)
+    processor = build_processor(recipe, clip.visual.conv1.kernel_size[0])
+    tokenizer: PreTrainedTokenizerFast = processor.tokenizer
+    vlm = build_vlm(recipe, clip, len(tokenizer))
+    samples = training_samples(recipe.samples, recipe.seed, work)
+    batches = Batches(recipe, tokenizer, samples, vlm.config.image_seq_length)
+    trainer = Trainer(vlm, recipe.schedule)
+    trainer.run(lambda step: vlm_loss(vlm, batches(step), recipe.schedule.autocast), "vlm", work, progress)
+    save_vlm(vlm, processor, output)
+
+
+@torch.no_grad()
+def first_words(vlm: Vlm, processor: Any, pictures: Sequence[Sequence[Tensor]], texts: Sequence[str]) -> Tensor:
+    """Probabilities (B, V) of the first token of the answers, asked through the processor as everyone asks.
+
+    Args:
+        vlm: the model.
+        processor: its processor.
+        pictures: (3, S, S) each in [0, 1], the same number for every text.
+        texts: the questions.
+    """
+    parts = []
+    for start in range(0, len(texts), _CHUNK):
+        rows = zip(pictures[start : start + _CHUNK], texts[start : start + _CHUNK], strict=True)
+        inputs = processor.apply_chat_template(
+            [_message(*row) for row in rows],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        parts.append(vlm(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].softmax(dim=-1))
+    return torch.cat(parts)
+
+
+def _message(pictures: Sequence[Tensor], text: str) -> list[dict[str, Any]]:
+    arrays = [(p.permute(1, 2, 0) * 255).round().byte().numpy() for p in pictures]
+    content = [*({"type": "image", "image": array} for array in arrays), {"type": "text", "text": text}]
+    return [{"role": "user", "content": content}]
