@@ -8,7 +8,7 @@ from visalign.config import dump_yaml, load_config, schema
 from visalign.registry import load, names
 from visalign.types import InputError
 
-SHIPPED = sorted(p for p in Path("configs").rglob("*.yaml") if "models" not in p.parts)
+SHIPPED = sorted(p for p in Path("configs").rglob("*.yaml") if not {"models", "judges"} & set(p.parts))
 MINIMAL = {"method": {"name": "nft"}}
 
 

@@ -24,7 +24,8 @@ def test_a_folder_is_loaded_as_it_was_saved(tiny_model):
     case = build("sd3_text")
     from visalign.pipelines.pipeline import Pipeline
 
-    assert torch.equal(found, Pipeline(case.pipe).rollout(conditioning_of(call), [0, 1], 2).media.pixels)
+    made = Pipeline(case.pipe).rollout(conditioning_of(call), [0, 1], 2).media.pixels
+    torch.testing.assert_close(found, made, rtol=0, atol=1e-5)  # files place weights elsewhere: other sums
     assert load_pipeline(folder, dtype="bfloat16").dtype == torch.bfloat16
 
 
