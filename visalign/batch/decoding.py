@@ -156,7 +156,7 @@ def _open(source: str | io.BytesIO | None, kind: str) -> av.container.InputConta
     if isinstance(source, io.BytesIO):
         source.seek(0)
     assert source is not None
-    return av.open(source, format=_FFMPEG[kind])
+    return av.open(source, "r", format=_FFMPEG[kind])
 
 
 def _packets(source: str | io.BytesIO | None, kind: str) -> int:

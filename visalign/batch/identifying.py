@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -69,7 +69,7 @@ def _identify_all(chunk: Sequence[Item]) -> list[Identified]:
     return [identify(item) for item in chunk]
 
 
-def works(items: Iterable[Item], captions: Captions, roots: Sequence[str], ledger: Ledger) -> Iterator[Work]:
+def works(items: Iterable[Item], captions: Captions, roots: Sequence[str], ledger: Ledger) -> Generator[Work, None, None]:
     """Note every file in the ledger, and give the contents that some reward has not judged, once each."""
     for found in identified((captions.by_file(item, roots) for item in items), READERS):
         own = found.prompt if found.prompt is not None else captions.fallback

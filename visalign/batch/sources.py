@@ -204,7 +204,7 @@ def _key(name: str) -> str:
 def _members(tar: tarfile.TarFile, path: str, plain: bool) -> Iterator[Item]:
     """The regular members as items: media by their place in a plain archive, all else by bytes."""
     while (member := tar.next()) is not None:
-        tar.members = []  # tarfile would keep them all
+        vars(tar)["members"].clear()  # tarfile would keep them all
         is_media = member.name.lower().endswith(MEDIA)
         if not member.isreg() or not (is_media or member.name.lower().endswith((".txt", ".json"))):
             continue

@@ -97,7 +97,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, as tensors with flat names."""
-        tensors = {f"weights.{k}": v for k, v in self.module.named_parameters()}
+        tensors: dict[str, Tensor] = {f"weights.{k}": v for k, v in self.module.named_parameters()}
         tensors |= {f"average.{k}": v for k, v in self.average.named_parameters()}
         for number, optimizer in enumerate(self.optimizers):
             for i, slots in optimizer.state_dict()["state"].items():
