@@ -108,7 +108,14 @@ def draw(folder: Path) -> None:
             curves(named, folder / "figures" / f"curves_{model.replace('/', '_')}.png")
     before, _, rest = page.read_text(encoding="utf-8").partition(START)
     after = rest.partition(END)[2]
-    write_text(page, f"{before}{START}\n{table(results)}\n{END}{after}")
+    write_text(page, f"{before}{START}\n{table(results)}\n\n{pictures(folder)}\n{END}{after}")
+
+
+def pictures(folder: Path) -> str:
+    """Links to the curves of each model and to the sheets, base and tuned, of each first seed."""
+    found = sorted(p.name for p in (folder / "figures").glob("*.png"))
+    shown = [name for name in found if name.startswith("curves_")] + [n for n in found if n.endswith("_0.png")]
+    return "\n\n".join(f"![{name.removesuffix('.png').replace('_', ' ')}](figures/{name})" for name in shown)
 
 
 def main() -> None:

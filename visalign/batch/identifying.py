@@ -69,7 +69,9 @@ def _identify_all(chunk: Sequence[Item]) -> list[Identified]:
     return [identify(item) for item in chunk]
 
 
-def works(items: Iterable[Item], captions: Captions, roots: Sequence[str], ledger: Ledger) -> Generator[Work, None, None]:
+def works(
+    items: Iterable[Item], captions: Captions, roots: Sequence[str], ledger: Ledger
+) -> Generator[Work, None, None]:
     """Note every file in the ledger, and give the contents that some reward has not judged, once each."""
     for found in identified((captions.by_file(item, roots) for item in items), READERS):
         own = found.prompt if found.prompt is not None else captions.fallback
