@@ -259,6 +259,9 @@ def test_sample_and_compare(capsys, tiny_model, tmp_path):
 
 def test_shapes_render_and_verify(capsys, tmp_path):
     assert run(capsys, "shapes", "render", "--out", str(tmp_path), "--count", "6", "--size", "64")[0] == 0
+    listed = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert [row["file_name"] for row in listed] == [f"{i:05d}.png" for i in range(6)]
+    assert all(row["include"] for row in listed)
     code, out, _ = run(capsys, "shapes", "verify", str(tmp_path))
     assert code == 0
     assert "000.png" in out or "00000.png" in out

@@ -32,9 +32,7 @@ def model_path(name: str) -> Path:
         >>> model_path("mini").name
         'mini'
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown shapes model {name!r}; write one of {', '.join(MODELS)}")
-    return FOLDER / name
+    return _folder("model", name, MODELS)
 
 
 def judge_path(name: str) -> Path:
@@ -50,8 +48,12 @@ def judge_path(name: str) -> Path:
         >>> judge_path("clip").name
         'clip'
     """
-    if name not in JUDGES:
-        raise ValueError(f"unknown shapes judge {name!r}; write one of {', '.join(JUDGES)}")
+    return _folder("judge", name, JUDGES)
+
+
+def _folder(kind: str, name: str, known: tuple[str, ...]) -> Path:
+    if name not in known:
+        raise ValueError(f"unknown shapes {kind} {name!r}; write one of {', '.join(known)}")
     return FOLDER / name
 
 

@@ -16,6 +16,7 @@ import torch
 from visalign.media_io import write_media
 from visalign.prompts import read_prompts
 from visalign.rollout import row_seed
+from visalign.runs import write_text
 from visalign.shapes.verifier import verify
 from visalign.types import Conditioning, Media, Prompts
 
@@ -64,13 +65,16 @@ def _pair_line(group: torch.Tensor, prompt: Prompts, folder: Path, number: int) 
 
 
 def make_truth(folder: Path, count: int, size: int, *, seed: int = 0) -> int:
-    """Write `count` rendered scenes that show their captions, as images with same-stem text files."""
+    """Write `count` rendered scenes that show their captions, as images with same-stem text files.
+
+    `metadata.jsonl` beside them holds GenEval's fields of each, for the verifier.
+    """
     from visalign.shapes.render import render
     from visalign.shapes.scenes import CATEGORIES, describe, place
 
     rng, held_out = Random(seed), set(read_prompts("shapes/held_out").texts)
     folder.mkdir(parents=True, exist_ok=True)
-    made = 0
+    made, rows = 0, []
     while made < count:
         description = describe(CATEGORIES[made % len(CATEGORIES)], rng)
         if description.caption in held_out:
@@ -78,7 +82,9 @@ def make_truth(folder: Path, count: int, size: int, *, seed: int = 0) -> int:
         pixels = render([place(description, rng)], size, seed=rng.getrandbits(62))
         write_media(folder / f"{made:05d}", Media.of_images(pixels), {"prompt": description.caption})
         (folder / f"{made:05d}.txt").write_text(description.caption, encoding="utf-8")
+        rows.append(json.dumps({"file_name": f"{made:05d}.png", **description.metadata()}))
         made += 1
+    write_text(folder / "metadata.jsonl", "\n".join(rows) + "\n")
     return made
 
 
