@@ -1,12 +1,13 @@
 """The loop on a tiny real pipeline: every family learns, resume is bit-exact, wrong input is refused early."""
 
 import json
+import math
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from visalign import checkpoint, lora
+from visalign import checkpoint, learning, lora
 from visalign.rewards.base import Reward, RewardSpec
 from visalign.training import train
 from visalign.types import InputError, Media, Prompts, RunError, Scores
@@ -169,3 +170,26 @@ def test_a_lora_without_effect_is_noticed(small_config, monkeypatch):
     monkeypatch.setattr(lora, "folded", lambda policy: {k: torch.zeros_like(v) for k, v in folded(policy).items()})
     with pytest.raises(RunError, match="no effect"):
         train(small_config("grpo", optimizer={"lr": 0.05}))
+
+
+def test_averages_leave_out_what_could_not_be_judged():
+    found = learning.averages({"a": [torch.tensor([1.0, 2.0]), torch.tensor(6.0)], "b": [torch.empty(0)]})
+    assert found == {"a": 3.0}
+
+
+def test_a_reward_that_judges_some_prompts_only_trains_by_gradient_and_is_drawn(small_config, tmp_path):
+    """`palette` judges prompts that settle colours; the others are invalid and stand in no average."""
+    rows = [
+        {"prompt": "a red circle", "tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}]},
+        {"prompt": "a circle", "tag": "single_object", "include": [{"class": "circle", "count": 1}]},
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = {"train": str(path), "held_out": str(path)}
+    method = {"name": "draft", "last_steps": 1}
+    result = train(small_config(method=method, rewards={"palette": 1.0}, prompts=prompts))
+    lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    trained = [line["reward/palette"] for line in lines if line["kind"] == "train"]
+    assert len(trained) == 2
+    assert all(math.isfinite(value) for value in trained)
+    assert result.report.is_file()

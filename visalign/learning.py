@@ -45,8 +45,9 @@ def note(metrics: Metrics, loss: Loss) -> None:
 
 
 def averages(metrics: Metrics) -> dict[str, float]:
-    """The mean of everything that was noted."""
-    return {k: float(torch.cat([v.flatten().float() for v in values]).mean()) for k, values in metrics.items()}
+    """The mean of everything that was noted; nothing for what has no numbers."""
+    joined = {k: torch.cat([v.flatten().float() for v in values]) for k, values in metrics.items()}
+    return {k: float(v.mean()) for k, v in joined.items() if len(v)}
 
 
 def other_outputs(
@@ -188,6 +189,6 @@ def reward_gradients(
     loss = method.loss(scores)
     (loss.rows.sum() / rows).backward()
     note(metrics, loss)
-    metrics["reward"].append(scores.values.detach())
+    metrics["reward"].append(scores.values.detach()[scores.valid])
     for name, value in scores.components.items():
-        metrics[f"reward/{name}"].append(value.detach())
+        metrics[f"reward/{name}"].append(value.detach()[~value.isnan()])  # NaN where this part could not judge

@@ -6,6 +6,7 @@ It reads the run's folder and nothing else, so it can be written again at any ti
 from __future__ import annotations
 
 import base64
+import math
 import os
 from collections.abc import Sequence
 from io import BytesIO
@@ -145,7 +146,7 @@ def _plot(title: str, keys: Sequence[str], rows: Sequence[Row]) -> list[Chart]:
     lines = [
         Series(k.removeprefix(next((p for p in prefixes if k.startswith(p)), "")), points)
         for k in keys
-        if (points := [(row["iteration"], row[k]) for row in rows if k in row])
+        if (points := [(row["iteration"], row[k]) for row in rows if k in row and math.isfinite(row[k])])
     ]
     return [draw(title, lines, _NOTES.get(title, ""))] if lines else []
 
