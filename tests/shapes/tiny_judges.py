@@ -1,0 +1,43 @@
+"""Recipes of the judges at a size that trains in a second."""
+
+from __future__ import annotations
+
+from random import Random
+
+from visalign.shapes.judges.data import draw_scenes
+from visalign.shapes.judges.recipes import ClipRecipe, HeadRecipe, VlmRecipe, load_recipe
+from visalign.shapes.render import render
+
+SCHEDULE = {
+    "steps": 3,
+    "batch": 6,
+    "learning_rate": 1e-3,
+    "warmup": 2,
+    "ema_decay": 0.9,
+    "autocast": False,
+    "save_every": 2,
+}
+SMALL = {
+    "schedule": SCHEDULE,
+    "samples": {"model": "sd3", "count": 2, "steps": (1, 2)},
+    "tests": 6,
+}
+TOWER = {"width": 16, "layers": 2, "heads": 2}
+
+
+def small(name, **changes):
+    return type(load_recipe(name)).model_validate(load_recipe(name).model_dump() | SMALL | changes)
+
+
+CLIP: ClipRecipe = small("clip", embed=16, vision=TOWER, text=TOWER, faults=2)
+VLM: VlmRecipe = small("vlm", text=TOWER, feed_forward=32, room=60)
+HEADS: dict[str, HeadRecipe] = {n: small(n, hidden=(8,), pictures=12) for n in ("aesthetic", "artifact")}
+
+
+def ignore(stage, done, total, loss):
+    pass
+
+
+def pictures(count, seed=0):
+    descriptions, scenes = draw_scenes(count, Random(seed))
+    return descriptions, scenes, render(scenes, 64, seed)
