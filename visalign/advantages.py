@@ -93,6 +93,15 @@ def group_max(values: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
     return found.scatter_reduce(0, index[valid], values[valid].double(), "amax", include_self=False)[index]
 
 
+def group_quantile(values: Tensor, groups: Tensor, valid: Tensor, quantile: float) -> Tensor:
+    """The quantile over the valid rows of each row's group, (B,) float64; 0 where a group has none."""
+    result = torch.zeros(len(values), dtype=torch.float64, device=values.device)
+    for group in groups[valid].unique():
+        rows = (groups == group) & valid
+        result[rows] = values[rows].detach().double().quantile(quantile)
+    return result
+
+
 def zero_std_ratio(rewards: Tensor, groups: Tensor, valid: Tensor) -> float:
     """The share of groups whose valid rewards are all equal (or that have none), in [0, 1]: they teach nothing.
 

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from visalign.advantages import group_max, group_mean, group_std, win_rate
+from visalign.advantages import group_max, group_mean, group_quantile, group_std, win_rate
 from visalign.types import InputError
 from visalign.uncertainty import UNCERTAINTY_RULES
 
@@ -85,15 +85,6 @@ def log_sigmoid(
         gap = components[name].double() - group_quantile(components[name], groups, valid, quantile)
         total = total + weight * torch.nn.functional.logsigmoid(torch.where(valid, gap, 0.0))
     return torch.where(valid, total, 0.0).float()
-
-
-def group_quantile(values: Tensor, groups: Tensor, valid: Tensor, quantile: float) -> Tensor:
-    """The quantile over the valid rows of each row's group, (B,) float64; 0 where a group has none."""
-    result = torch.zeros(len(values), dtype=torch.float64, device=values.device)
-    for group in groups[valid].unique():
-        rows = (groups == group) & valid
-        result[rows] = values[rows].detach().double().quantile(quantile)
-    return result
 
 
 def log_tamed(
@@ -204,8 +195,7 @@ def mean_minus_std(
     total = sum(weights.values())
     shares = {name: weight / total for name, weight in weights.items()}
     mean = weighted_sum(components, shares, groups, valid)
-    squares = {name: (components[name] - mean).square() for name in weights}
-    variance = weighted_sum(squares, shares, groups, valid)
+    variance = weighted_sum({n: (components[n] - mean).square() for n in weights}, shares, groups, valid)
     return mean - k * torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
 
 

@@ -240,6 +240,19 @@ def shapes_train(
     cli_shapes.train(name, out or Path("runs") / "shapes" / name, resume)
 
 
+@shapes.command("judges")
+def shapes_judges(
+    name: Annotated[str, typer.Argument(help="clip, aesthetic, artifact or vlm.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    clip: Annotated[Path | None, typer.Option(help="The shapes/clip to build on; default: the shipped one.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished training.")] = False,
+) -> None:
+    """Train a shipped judge again from nothing, by its recipe."""
+    from visalign import cli_judges
+
+    cli_judges.train(name, out, clip, resume)
+
+
 def with_resume_value(arguments: Sequence[str]) -> list[str]:
     """`--resume` alone means `latest`; a path may follow it.
 
@@ -259,16 +272,3 @@ def with_resume_value(arguments: Sequence[str]) -> list[str]:
         else:
             result.append(argument)
     return [*result[:-1], "--resume=latest"] if result[-1] == "--resume" else result
-
-
-@shapes.command("judges")
-def shapes_judges(
-    name: Annotated[str, typer.Argument(help="clip, aesthetic, artifact or vlm.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    clip: Annotated[Path | None, typer.Option(help="The shapes/clip to build on; default: the shipped one.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished training.")] = False,
-) -> None:
-    """Train a shipped judge again from nothing, by its recipe."""
-    from visalign import cli_judges
-
-    cli_judges.train(name, out, clip, resume)

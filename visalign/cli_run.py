@@ -37,7 +37,7 @@ def quiet_libraries() -> None:
     import transformers.utils.logging
 
     diffusers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.get_logger("diffusers.loaders").setLevel("ERROR")
     transformers.utils.logging.disable_progress_bar()
 
 

@@ -123,16 +123,26 @@ def check_file(path: Path) -> None:
 
 def _read_jsonl(path: Path) -> list[Row]:
     lines = enumerate(read_text(path).split("\n"), 1)
-    return [_json_row(line, f"{str(path)!r}, line {number}") for number, line in lines if line.strip()]
+    return [json_row(line, f"{str(path)!r}, line {number}") for number, line in lines if line.strip()]
 
 
-def _json_row(line: str, place: str) -> Row:
+def json_row(line: str, place: str, column: str = "prompt") -> Row:
+    """A line of a jsonl file.
+
+    Args:
+        line: JSON.
+        place: where it stands, for the message.
+        column: named in the message as an example.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(row, dict):
-        raise InputError(f'{place} is {row!r:.60}, not an object; write {{"prompt": "..."}} on each line')
+        raise InputError(f'{place} is {row!r:.60}, not an object; write {{"{column}": "..."}} on each line')
     return row
 
 

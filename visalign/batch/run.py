@@ -102,12 +102,21 @@ def score(
     target = Path(out) if out is not None else None
     if target is not None:
         check_out(target, fresh)
-    captions, ledger = Captions(prompts, prompt), Ledger(tuple(setup.rewards))
     run = _engine(engine, setup, nproc, target or Path("scores"))
+    ledger = _scored(given, Captions(prompts, prompt), setup.rewards, run, target, fresh, progress)
+    return ScoreTable(ledger, tuple(given))
+
+
+def _scored(
+    given: list[str], captions: Captions, rewards: Asked, run: Engine, target: Path | None, fresh: bool,
+    progress: Callable[[Progress], None] | None,
+) -> Ledger:  # fmt: skip
+    """Score what is new, keep the journal, write the output."""
+    ledger = Ledger(tuple(rewards))
     meter = _Meter(ledger, progress)
     meter.count(given)
     todo = works(meter.watched(items(given)), captions, given, ledger)
-    with closing(todo), _journal(target, setup.rewards, fresh) as journal:
+    with closing(todo), _journal(target, rewards, fresh) as journal:
         ledger.record(journal.outcomes() if journal else ())
         for outcomes in run(todo):
             if journal:
@@ -118,7 +127,7 @@ def score(
         raise InputError(f"there are no media in {', '.join(given)}; files that end in {', '.join(MEDIA)} are scored")
     if target is not None:
         write_table(ledger.files(), target)
-    return ScoreTable(ledger, tuple(given))
+    return ledger
 
 
 class _Meter:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from visalign.prompts import Row, check_file
+from visalign.prompts import Row, check_file, json_row
 from visalign.types import InputError
 
 TABLES = (".jsonl", ".csv", ".parquet")
@@ -34,17 +33,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(_decoded(file, path), 1):
             if line.strip():
-                yield _object(line, f"{str(path)!r}, line {number}")
-
-
-def _object(line: str, place: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise InputError(f'{place} is {row!r:.60}, not an object; write {{"file_name": "..."}} on each line')
-    return row
+                yield json_row(line, f"{str(path)!r}, line {number}", "file_name")
 
 
 def _csv(path: Path) -> Iterator[Row]:

@@ -11,13 +11,14 @@ from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from visalign.shapes import prompts
 from visalign.shapes.attention import CountedNullAttention, install, set_null_count
 from visalign.shapes.autoencoder import Progress, encode, one_cycle
+from visalign.shapes.descent import descend, follow, optimizer_tensors, restore_optimizers, write_state
 from visalign.shapes.models import MAX_TOKENS, Pipeline
 from visalign.shapes.recipe import Recipe, StageRecipe
 from visalign.shapes.render import render
@@ -144,24 +145,12 @@ class FlowTrainer:
         few = float(torch.rand((), generator=draw)) ** 2
         set_null_count(self.processor, _MOST_NULLS**few)
         rate = self.stage.learning_rate * one_cycle(self.step, self.stage.steps, self.stage.warmup)
-        for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
-            group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.autocast):
             loss = flow_loss(self.encoder, self.denoiser, examples.latents[rows], tokens, draw)
-        self.weights.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.weights.parameters(), self.recipe.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        value = descend(loss, self.weights, self.optimizers, rate, self.recipe.clip_norm)
         self.step += 1
-        self._update_average()
-        return loss.item()
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step))
-        pairs = list(zip(self.average.parameters(), self.weights.parameters(), strict=True))
-        torch._foreach_lerp_([a for a, _ in pairs], [w for _, w in pairs], 1 - decay)
+        follow(self.average, self.weights, self.step, self.stage.ema_decay)
+        return value
 
     def run(self, examples: Examples, label: str, folder: Path, progress: Progress) -> None:
         """Train to the end of the stage, saving every `save_every` steps."""
@@ -171,33 +160,18 @@ class FlowTrainer:
             if self.step % self.recipe.save_every == 0 or self.step == self.stage.steps:
                 self.save(folder)
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, as tensors with flat names."""
+    def save(self, folder: Path) -> None:
+        """Write everything that the next step depends on."""
         tensors = {f"weights.{k}": v for k, v in self.weights.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for number, optimizer in enumerate(self.optimizers):
-            for i, slots in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{number}.{i}.{k}": v for k, v in slots.items()}
-        tensors |= {"generator": self.generator.get_state(), "step": torch.tensor(self.step)}
-        return {k: v.detach().contiguous().clone() for k, v in tensors.items()}
-
-    def save(self, folder: Path) -> None:
-        """Write `state.safetensors` under another name and rename it, so that a torn file is never read."""
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "state.partial"
-        save_file(self.state(), partial)
-        partial.rename(folder / "state.safetensors")
+        tensors |= optimizer_tensors(self.optimizers)
+        write_state(tensors | {"generator": self.generator.get_state(), "step": torch.tensor(self.step)}, folder)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote."""
         tensors = load_file(folder / "state.safetensors")
         for name, module in (("weights.", self.weights), ("average.", self.average)):
             module.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
-        for number, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for key in (k for k in tensors if k.startswith(f"optimizer.{number}.")):
-                _, _, index, slot = key.split(".")
-                state.setdefault(int(index), {})[slot] = tensors[key]
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        restore_optimizers(self.optimizers, tensors)
         self.generator.set_state(tensors["generator"])
         self.step = int(tensors["step"])

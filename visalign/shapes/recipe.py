@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from visalign.shapes import MODELS
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Frozen, and a key that it does not have is refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class AutoencoderRecipe(_Strict):
+class AutoencoderRecipe(Strict):
     """An AutoencoderKL and its training."""
 
     channels: tuple[int, ...]
@@ -28,7 +30,7 @@ class AutoencoderRecipe(_Strict):
     """Pull of the first three latents towards the mean colour of their pixels."""
 
 
-class TextRecipe(_Strict):
+class TextRecipe(Strict):
     """The two CLIP text towers; both read the same words."""
 
     widths: tuple[int, int]
@@ -37,7 +39,7 @@ class TextRecipe(_Strict):
     projection: int
 
 
-class DenoiserRecipe(_Strict):
+class DenoiserRecipe(Strict):
     """An SD3Transformer2DModel."""
 
     layers: int
@@ -45,7 +47,7 @@ class DenoiserRecipe(_Strict):
     head_dim: int
 
 
-class StageRecipe(_Strict):
+class StageRecipe(Strict):
     """One stretch of flow training; rates say how often captions lie (see `scenes.Corruption`)."""
 
     steps: int = Field(gt=0)
@@ -58,7 +60,7 @@ class StageRecipe(_Strict):
     presence: float = 0.0
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """How one model is made from nothing."""
 
     name: str

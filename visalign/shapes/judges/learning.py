@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from visalign.shapes.autoencoder import Progress, one_cycle
+from visalign.shapes.descent import descend, follow, optimizer_tensors, restore_optimizers, write_state
 from visalign.shapes.judges.recipes import Schedule
 
 _BLOCKS = ("resblocks.", "layers.")
@@ -78,38 +79,16 @@ class Trainer:
     def train_step(self, loss: Loss) -> float:
         """One update; returns the loss."""
         rate = self.schedule.learning_rate * one_cycle(self.step, self.schedule.steps, self.schedule.warmup)
-        for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
-            group["lr"] = rate
-        value = loss(self.step)
-        self.module.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.schedule.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        value = descend(loss(self.step), self.module, self.optimizers, rate, self.schedule.clip_norm)
         self.step += 1
-        self._update_average()
-        return value.item()
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = min(self.schedule.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.module.parameters()), 1 - decay)
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, as tensors with flat names."""
-        tensors: dict[str, Tensor] = {f"weights.{k}": v for k, v in self.module.named_parameters()}
-        tensors |= {f"average.{k}": v for k, v in self.average.named_parameters()}
-        for number, optimizer in enumerate(self.optimizers):
-            for i, slots in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{number}.{i}.{k}": v for k, v in slots.items()}
-        tensors["step"] = torch.tensor(self.step)
-        return {k: v.detach().contiguous().clone() for k, v in tensors.items()}
+        follow(self.average, self.module, self.step, self.schedule.ema_decay)
+        return value
 
     def save(self, folder: Path) -> None:
-        """Write `state.safetensors` under another name and rename it, so that a torn file is never read."""
-        partial = folder / "state.partial"
-        save_file(self.state(), partial)
-        partial.rename(folder / "state.safetensors")
+        """Write everything that the next step depends on."""
+        tensors: dict[str, Tensor] = {f"weights.{k}": v for k, v in self.module.named_parameters()}
+        tensors |= {f"average.{k}": v for k, v in self.average.named_parameters()}
+        write_state(tensors | optimizer_tensors(self.optimizers) | {"step": torch.tensor(self.step)}, folder)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -118,10 +97,5 @@ class Trainer:
         for prefix, module in (("weights.", self.module), ("average.", self.average)):
             for name, parameter in module.named_parameters():
                 parameter.copy_(tensors[prefix + name])
-        for number, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for key in (k for k in tensors if k.startswith(f"optimizer.{number}.")):
-                _, _, index, slot = key.split(".")
-                state.setdefault(int(index), {})[slot] = tensors[key]
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        restore_optimizers(self.optimizers, tensors)
         self.step = int(tensors["step"])

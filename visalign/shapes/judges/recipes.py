@@ -6,16 +6,13 @@ from importlib import resources
 from typing import TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from visalign.shapes import JUDGES
+from visalign.shapes.recipe import Strict
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TowerRecipe(_Strict):
+class TowerRecipe(Strict):
     """A transformer."""
 
     width: int
@@ -23,7 +20,7 @@ class TowerRecipe(_Strict):
     heads: int
 
 
-class Schedule(_Strict):
+class Schedule(Strict):
     """How long and how fast something is trained."""
 
     steps: int = Field(gt=0)
@@ -38,7 +35,7 @@ class Schedule(_Strict):
     save_every: int = 200
 
 
-class SampleRecipe(_Strict):
+class SampleRecipe(Strict):
     """Pictures of the base model; few steps leave faults."""
 
     model: str = "sd3"
@@ -47,7 +44,7 @@ class SampleRecipe(_Strict):
     """Numbers of denoising steps; each makes an equal part of the pictures."""
 
 
-class ClipRecipe(_Strict):
+class ClipRecipe(Strict):
     """A CLIP of open_clip."""
 
     name: str
@@ -77,7 +74,7 @@ class ClipRecipe(_Strict):
     """Pictures of each test."""
 
 
-class HeadRecipe(_Strict):
+class HeadRecipe(Strict):
     """A small network on the embeddings of `shapes/clip`."""
 
     name: str
@@ -94,7 +91,7 @@ class HeadRecipe(_Strict):
     tests: int = Field(gt=0)
 
 
-class QuestionRecipe(_Strict):
+class QuestionRecipe(Strict):
     """A kind of question: wordings and the answer, with slots that `questions.slots` fills."""
 
     weight: float = Field(1.0, gt=0)
@@ -105,7 +102,7 @@ class QuestionRecipe(_Strict):
     answer: str
 
 
-class VlmRecipe(_Strict):
+class VlmRecipe(Strict):
     """A LLaVA of transformers whose eyes are those of `shapes/clip`."""
 
     name: str
