@@ -6,7 +6,7 @@ The paper tunes the question on labelled pictures and leaves the weights alone; 
 from __future__ import annotations
 
 from visalign.rewards.base import RewardSpec, Weights
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import Judged, choice, scores_of
 from visalign.types import Media, Prompts, Scores
 
@@ -31,7 +31,8 @@ class Artifact(Judged):
 
     Args:
         model: a vision-language model (folder or hub id), `shapes/vlm`, or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         question: what is asked; yes must mean a flaw.
 
     Raises:
@@ -50,7 +51,7 @@ class Artifact(Judged):
     def __init__(
         self,
         model: str | Judge = "Qwen/Qwen2.5-VL-7B-Instruct",
-        server: str | None = None,
+        server: Served = None,
         question: str = QUESTION,
     ) -> None:
         super().__init__(model, server)

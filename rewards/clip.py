@@ -6,6 +6,7 @@ from torch import Tensor
 
 from visalign.rewards.base import RewardSpec, Weights
 from visalign.rewards.encoders import EmbeddingReward, dual_encoder
+from visalign.types import InputError
 
 
 def cosines(images: Tensor, texts: Tensor) -> Tensor:
@@ -24,9 +25,11 @@ class Clip(EmbeddingReward):
 
     Args:
         model: a transformers CLIP or SigLIP (folder or hub id), `open_clip:ARCHITECTURE/TAG`, or `shapes/clip`.
+        probability: σ(scale · cosine + bias) in place of the cosine: P(the prompt belongs to the image), as encoders
+            that were trained with the sigmoid loss give it (SigLIP, 2303.15343, algorithm 1; `shapes/clip` too).
 
     Raises:
-        InputError: the model cannot be loaded.
+        InputError: the model cannot be loaded, or gives no probability.
     """
 
     spec = RewardSpec(
@@ -40,9 +43,16 @@ class Clip(EmbeddingReward):
         tiny="shapes/clip",
     )
 
-    def __init__(self, model: str = "openai/clip-vit-large-patch14") -> None:
+    def __init__(self, model: str = "openai/clip-vit-large-patch14", probability: bool = False) -> None:
         super().__init__(dual_encoder(model))
+        self.bias = self.encoder.logit_bias if probability else None
+        if probability and self.bias is None:
+            raise InputError(
+                f"{model!r} was not trained with the sigmoid loss and gives no probability; leave `probability` out, or "
+                f"take a SigLIP, for example google/siglip-so400m-patch14-384"
+            )
 
     def values(self, images: Tensor, texts: tuple[str, ...]) -> Tensor:
-        """Cosines (B,)."""
-        return cosines(images, self.encoder.texts(texts, images.device))
+        """Cosines or probabilities (B,)."""
+        found = cosines(images, self.encoder.texts(texts, images.device))
+        return found if self.bias is None else (self.encoder.logit_scale * found + self.bias).sigmoid()

@@ -9,7 +9,7 @@ from itertools import combinations, permutations, product
 from torch import Tensor
 
 from visalign.rewards.base import RewardSpec, Weights
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import Judged, choice, mean_of_all, scores_of
 from visalign.rewards.references import references
 from visalign.rewards.rubrics import DATA, QUOTED, Rubric
@@ -46,7 +46,8 @@ class Consistency(Judged):
 
     Args:
         model: a vision-language model (folder or hub id), `shapes/vlm`, or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         reference: the column that names pictures of the same set; None compares sub-images with one another.
         grid: rows and columns of the sheet that a picture is; (1, 1) is a single picture.
         criteria: name → what consistent means, in a clause; None takes style, identity and logic.
@@ -68,7 +69,7 @@ class Consistency(Judged):
     def __init__(
         self,
         model: str | Judge = "X-GenGroup/PaCo-Reward-7B",
-        server: str | None = None,
+        server: Served = None,
         reference: str | None = "reference",
         grid: Sequence[int] = (1, 1),
         criteria: Mapping[str, str] | None = None,

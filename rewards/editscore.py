@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from visalign.rewards.base import RewardSpec, Weights
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import Judged, json_object, mean_of_known, numbers, scores_of, shown
 from visalign.rewards.rubrics import DATA, EDITED_BY, QUOTED, Rubric, rubric_of
 from visalign.types import InputError, Media, Prompts, Scores
@@ -84,7 +84,8 @@ class EditScore(Judged):
 
     Args:
         model: an EditScore (folder or hub id), any vision-language model, `shapes/vlm`, or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         source: the column of the picture that was edited.
         passes: judgements a row with different seeds, averaged; the paper takes 4 or 8. One pass is not sampled.
         average: `last` averages the scores, `first` the marks.
@@ -108,7 +109,7 @@ class EditScore(Judged):
     def __init__(
         self,
         model: str | Judge = "EditScore/EditScore-Qwen3-VL-8B-Instruct",
-        server: str | None = None,
+        server: Served = None,
         source: str = "source",
         passes: int = 1,
         average: Literal["last", "first"] = "last",

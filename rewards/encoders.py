@@ -98,13 +98,17 @@ class DualEncoder(ABC):
     Attributes:
         preprocess: what images go through.
         logit_scale: what multiplies the cosine in training, exp of the stored parameter.
+        logit_bias: what the sigmoid loss adds then; None where the encoder was not trained with that loss.
     """
 
     preprocess: Preprocess
     logit_scale: float
+    logit_bias: float | None
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)
+        bias = dict(module.named_parameters()).get("logit_bias")
+        self.logit_bias = None if bias is None else bias.item()
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
 
     @abstractmethod

@@ -9,8 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
+
+from visalign.types import InputError
+
+SERVER_OPTIONS = ("url", "concurrency", "timeout", "retries", "cache")
 
 
 @dataclass(frozen=True)
@@ -67,15 +72,20 @@ class Judge(ABC):
         """One answer a question, in order."""
 
 
-def open_judge(model: str, server: str | None = None) -> Judge:
+Served = str | Mapping[str, Any] | None
+"""Where a judge is served: a base URL, or `url` with options of `ServerJudge` such as `cache`; None is here."""
+
+
+def open_judge(model: str, server: Served = None) -> Judge:
     """A judge by name: local through transformers, or behind an OpenAI-compatible server.
 
     Args:
         model: `shapes/vlm`, a folder or a hub id; with a server, the name that it serves the model by.
-        server: base URL that ends in `/v1`; None runs the model here.
+        server: base URL that ends in `/v1`, or a mapping with `url` and any of `concurrency`, `timeout`, `retries` and
+            `cache`; None runs the model here.
 
     Raises:
-        InputError: the model cannot be loaded, or the URL is none.
+        InputError: the model cannot be loaded, the URL is none, or an option is unknown.
     """
     if server is None:
         from visalign.rewards.local_judge import local_judge
@@ -83,4 +93,11 @@ def open_judge(model: str, server: str | None = None) -> Judge:
         return local_judge(model)
     from visalign.rewards.server_judge import ServerJudge
 
-    return ServerJudge(server, model)
+    options = {"url": server} if isinstance(server, str) else dict(server)
+    unknown = sorted(set(options) - set(SERVER_OPTIONS))
+    if unknown or "url" not in options:
+        raise InputError(
+            f"the server came with {', '.join(sorted(options)) or 'nothing'}; give its url, and of options only "
+            f"{', '.join(SERVER_OPTIONS[1:])}"
+        )
+    return ServerJudge(options.pop("url"), model, **options)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from visalign.rewards.base import Reward, Weights
-from visalign.rewards.judge import Answer, Judge, Question, open_judge
+from visalign.rewards.judge import Answer, Judge, Question, Served, open_judge
 from visalign.rewards.references import references
 from visalign.types import Media, Prompts, Scores
 
@@ -212,10 +212,11 @@ class Judged(Reward):
 
     Args:
         model: `shapes/vlm`, a folder or a hub id; with a server, the name that it serves the model by; or a judge.
-        server: base URL of an OpenAI-compatible server; None runs the model here.
+        server: base URL of an OpenAI-compatible server, or a mapping with `url` and options of `ServerJudge`; None runs
+            the model here.
     """
 
-    def __init__(self, model: str | Judge, server: str | None = None) -> None:
+    def __init__(self, model: str | Judge, server: Served = None) -> None:
         self.judge: Judge = model if isinstance(model, Judge) else open_judge(model, server)
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from visalign.rewards.base import RewardSpec
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import GENERAL, GENERAL_GB, MINIMUM_MASS, Judged, expected_digit, listed, scores_of, shown
 from visalign.rewards.rubrics import DATA, EDITED_BY, MADE_FOR, Rubric
 from visalign.types import Media, Prompts, Scores
@@ -43,7 +43,8 @@ class MLLMScore(Judged):
 
     Args:
         model: a vision-language model (folder or hub id), `shapes/vlm`, or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         source: for edits, the column of the picture that was edited (`source` is also the pipeline's own); None
             judges pictures made from the prompt alone.
 
@@ -61,7 +62,7 @@ class MLLMScore(Judged):
         tiny="shapes/vlm",
     )
 
-    def __init__(self, model: str | Judge = GENERAL.repo, server: str | None = None, source: str | None = None) -> None:
+    def __init__(self, model: str | Judge = GENERAL.repo, server: Served = None, source: str | None = None) -> None:
         super().__init__(model, server)
         self.source = source
         if source is not None:

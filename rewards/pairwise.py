@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from visalign.rewards.base import RewardSpec, Weights
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import GENERAL, GENERAL_GB, Judged, choice, mean_of_all, scores_of, thought
 from visalign.rewards.lifting import frame_indices
 from visalign.rewards.rubrics import DATA, QUOTED, Rubric, rubric_of
@@ -91,7 +91,8 @@ class Pairwise(Judged):
 
     Args:
         model: a vision-language model (folder or hub id), `shapes/vlm`, or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         form: `verdict` reads the probability of one number; `think` reasons first, as UnifiedReward-Think was trained.
         template: a file with a rubric of your own for this form, `{prompt}` in it.
 
@@ -114,7 +115,7 @@ class Pairwise(Judged):
     def __init__(
         self,
         model: str | Judge = GENERAL.repo,
-        server: str | None = None,
+        server: Served = None,
         form: Literal["verdict", "think"] = "verdict",
         template: str | None = None,
     ) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from visalign.rewards.base import RewardSpec
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judge_reading import mismatch
 from visalign.rewards.judged import GENERAL, GENERAL_GB, Judged, choice, json_object, mean_of_all, scores_of, shown
 from visalign.rewards.rubrics import DATA, MADE_OR_EDITED, Rubric, principles_rubric
@@ -87,7 +87,8 @@ class Principles(Judged):
 
     Args:
         model: a vision-language model (folder or hub id), `shapes/vlm`, or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         source: the column of the picture that was edited; None judges pictures made from the prompt alone, without
             the kind `keep`.
 
@@ -105,7 +106,7 @@ class Principles(Judged):
         tiny="shapes/vlm",
     )
 
-    def __init__(self, model: str | Judge = GENERAL.repo, server: str | None = None, source: str | None = None) -> None:
+    def __init__(self, model: str | Judge = GENERAL.repo, server: Served = None, source: str | None = None) -> None:
         super().__init__(model, server)
         self.source = source
         self.kinds = PICTURE if source is None else EDIT

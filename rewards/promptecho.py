@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from visalign.rewards.base import RewardSpec
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import GENERAL, GENERAL_GB, Judged, scores_of
 from visalign.rewards.rubrics import neutral
 from visalign.types import Media, Prompts, Scores
@@ -32,7 +32,8 @@ class PromptEcho(Judged):
 
     Args:
         model: a vision-language model (folder or hub id), `shapes/vlm`, or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         query: what the judge is asked before it would say the prompt.
 
     Raises:
@@ -49,7 +50,7 @@ class PromptEcho(Judged):
         tiny="shapes/vlm",
     )
 
-    def __init__(self, model: str | Judge = GENERAL.repo, server: str | None = None, query: str = QUERY) -> None:
+    def __init__(self, model: str | Judge = GENERAL.repo, server: Served = None, query: str = QUERY) -> None:
         super().__init__(model, server)
         self.query = query
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from visalign.rewards.base import RewardSpec, Weights
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import Judged, mean_of_known, scores_of, shown
 from visalign.rewards.rubrics import critique_rubric, rubric_of
 from visalign.types import Media, Prompts, Scores
@@ -85,7 +85,8 @@ class RationalRewards(Judged):
 
     Args:
         model: RationalRewards (folder or hub id), any vision-language model, `shapes/vlm`, or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         source: for edits, the column of the picture that was edited; None judges pictures made from the prompt alone.
         template: a file with the rubric that the weights were trained with, `{prompt}` in it; None takes ours.
 
@@ -109,7 +110,7 @@ class RationalRewards(Judged):
     def __init__(
         self,
         model: str | Judge = "TIGER-Lab/RationalRewards-8B-T2I",
-        server: str | None = None,
+        server: Served = None,
         source: str | None = None,
         template: str | None = None,
     ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from visalign.rewards.base import RewardSpec, Weights
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import Judged, labelled, mean_of_all, scores_of, thought
 from visalign.rewards.rubrics import DATA, MADE_FOR, Rubric, rubric_of
 from visalign.types import InputError, Media, Prompts, Scores
@@ -94,7 +94,8 @@ class UnifiedReward(Judged):
 
     Args:
         model: a UnifiedReward (folder or hub id), any vision-language model, `shapes/vlm`, or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         form: `1.0` (one final mark), `2.0` (alignment, coherence, style) or `think` (reasons, then a final mark).
         template: a file with the rubric that the weights were trained with, `{prompt}` in it; None takes ours.
 
@@ -119,7 +120,7 @@ class UnifiedReward(Judged):
     def __init__(
         self,
         model: str | Judge = "CodeGoat24/UnifiedReward-2.0-qwen-7b",
-        server: str | None = None,
+        server: Served = None,
         form: Literal["1.0", "2.0", "think"] = "2.0",
         template: str | None = None,
     ) -> None:

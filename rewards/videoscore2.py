@@ -6,7 +6,7 @@ import re
 from itertools import accumulate
 
 from visalign.rewards.base import RewardSpec, Weights
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import Judged, expected_digit, scores_of
 from visalign.rewards.lifting import indices_at
 from visalign.rewards.rubrics import DATA, QUOTED, Rubric, rubric_of
@@ -69,7 +69,8 @@ class VideoScore2(Judged):
 
     Args:
         model: a vision-language model (folder or hub id), or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         template: a text file with `{prompt}` in it; None is our own text.
         fps: judged frames a second.
         max_tokens: of thinking and scores; an answer that is cut off is invalid.
@@ -91,7 +92,7 @@ class VideoScore2(Judged):
     def __init__(
         self,
         model: str | Judge = "TIGER-Lab/VideoScore2",
-        server: str | None = None,
+        server: Served = None,
         template: str | None = None,
         fps: float = 2.0,
         max_tokens: int = 1024,

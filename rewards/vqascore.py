@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from visalign.rewards.base import RewardSpec, Weights
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import Judged, choice, scores_of
 from visalign.rewards.rubrics import neutral
 from visalign.types import Media, Prompts, Scores
@@ -16,7 +16,8 @@ class VQAScore(Judged):
 
     Args:
         model: a vision-language model (folder or hub id), or `shapes/vlm`.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
     """
 
     spec = RewardSpec(
@@ -29,7 +30,7 @@ class VQAScore(Judged):
         tiny="shapes/vlm",
     )
 
-    def __init__(self, model: str | Judge = "Qwen/Qwen3-VL-8B-Instruct", server: str | None = None) -> None:
+    def __init__(self, model: str | Judge = "Qwen/Qwen3-VL-8B-Instruct", server: Served = None) -> None:
         super().__init__(model, server)
 
     def questions(self, media: Media, prompts: Prompts) -> list[list[Question]]:

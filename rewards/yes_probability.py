@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from visalign.rewards.base import RewardSpec
-from visalign.rewards.judge import Answer, Judge, Question
+from visalign.rewards.judge import Answer, Judge, Question, Served
 from visalign.rewards.judged import GENERAL, GENERAL_GB, Judged, both_orders, choice, mean_of_all, scores_of
 from visalign.rewards.references import references
 from visalign.rewards.rubrics import DATA, QUOTED, Rubric
@@ -88,7 +88,8 @@ class YesProbability(Judged):
 
     Args:
         model: a vision-language model (folder or hub id), `shapes/vlm`, or a judge.
-        server: base URL of an OpenAI-compatible server that serves the model; None runs it here.
+        server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
+            `ServerJudge`; None runs it here.
         reference: the column that names the reference picture, or several; None asks about the prompt alone.
         task: what counts, in your words.
         examples: judgements shown beforehand, each with `prompt`, `pictures` and `verdict`.
@@ -111,7 +112,7 @@ class YesProbability(Judged):
     def __init__(
         self,
         model: str | Judge = GENERAL.repo,
-        server: str | None = None,
+        server: Served = None,
         reference: str | None = None,
         task: str = TASK,
         examples: Sequence[Mapping[str, Any]] = (),

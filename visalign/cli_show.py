@@ -55,13 +55,14 @@ def first_line(thing: Any) -> str:
 def _facts(reward: Any) -> Entry:
     spec = vars(reward).get("spec")
     if spec is None:
-        return dict.fromkeys(("media", "gradient", "range", "needs", "licence", "memory"), "")
+        return dict.fromkeys(("media", "gradient", "range", "needs", "offline", "licence", "memory"), "")
     low, high = ("" if end is None else f"{end:g}" for end in spec.range)
     return {
         "media": " ".join(spec.media),
         "gradient": "yes" if spec.differentiable else "no",
         "range": f"{low} … {high}" if low or high else "",
         "needs": " ".join((*spec.inputs, *([f"visalign[{spec.extra}]"] if spec.extra else []))),
+        "offline": spec.tiny or ("itself" if not spec.weights else ""),
         "licence": " ".join(dict.fromkeys(w.licence for w in spec.weights)),
         "memory": f"{spec.memory_gb:g} GB" if spec.memory_gb else "",
     }

@@ -67,6 +67,15 @@ def test_siglip_pads_to_its_length_and_attends_to_padding(folders):
     assert not torch.allclose(unpadded, logits, atol=1e-3)
 
 
+def test_probability_is_siglips_sigmoid_and_refused_without_its_loss(folders):
+    pixels = images(3, 32, 32)
+    _, logits = transformers_logits(folders["siglip"], pixels, TEXTS, padding="max_length", max_length=16)
+    scores = Clip(str(folders["siglip"]), probability=True).score(Media.of_images(pixels), Prompts(TEXTS))
+    assert torch.allclose(scores.values, logits.sigmoid(), atol=1e-5)
+    with pytest.raises(InputError, match="sigmoid loss"):
+        Clip(str(folders["clip"]), probability=True)
+
+
 def test_open_clip_folders_score_as_open_clip_does(folders):
     import open_clip
 

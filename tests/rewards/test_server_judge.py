@@ -147,6 +147,19 @@ def test_numbers_out_of_range_are_refused(wrong):
         ServerJudge("http://host/v1", "m", **wrong)
 
 
+def test_a_config_sets_the_options_of_a_server(tmp_path):
+    judge = open_judge("judge", {"url": "http://localhost:1/v1", "concurrency": 3, "timeout": 2.5, "cache": tmp_path})
+    assert isinstance(judge, ServerJudge)
+    assert (judge.concurrency, judge.timeout, judge.retries) == (3, 2.5, 5)
+    assert judge.cache is not None
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrency": 3}, {"url": "http://localhost:1/v1", "workers": 3}])
+def test_unknown_options_of_a_server_are_refused(options):
+    with pytest.raises(InputError, match="concurrency, timeout, retries, cache"):
+        open_judge("judge", options)
+
+
 def test_kept_answers_are_not_asked_for_again(tmp_path):
     questions = [replace(ASKED, text=f"{n}", seed=n) for n in range(20)]
     stub = StubJudge()

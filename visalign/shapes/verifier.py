@@ -77,7 +77,7 @@ def verify(pixels: Tensor, metadata: Sequence[Mapping[str, Any]]) -> Verdict:
     if len(pixels) != len(metadata):
         raise ValueError(f"{len(pixels)} pictures came with {len(metadata)} rows of metadata; give one row a picture")
     objects = _per_image(read_objects(pixels), len(pixels))
-    graded = [_grade(seen, row) for seen, row in zip(objects, metadata, strict=True)]
+    graded = [grade(seen, row) for seen, row in zip(objects, metadata, strict=True)]
     return Verdict(
         strict=torch.tensor([float(g == 1.0) for g in graded]),
         graded=torch.tensor(graded, dtype=torch.float32),
@@ -95,7 +95,7 @@ def _per_image(found: Found, count: int) -> tuple[tuple[Seen, ...], ...]:
     return tuple(tuple(s) for s in seen)
 
 
-def _grade(seen: Sequence[Seen], row: Mapping[str, Any]) -> float:
+def grade(seen: Sequence[Seen], row: Mapping[str, Any]) -> float:
     """Mean of one term for each requirement and one for the absence of anything else; 1.0 exactly if all hold."""
     include = row["include"]
     classes = [_known(clause["class"], SHAPES) for clause in include]
