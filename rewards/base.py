@@ -30,7 +30,7 @@ class RewardSpec:
         differentiable: scores carry gradients to the pixels in `score_with_grad`.
         range: lowest and highest value, None where unbounded.
         weights: files that it loads; empty for plain functions.
-        memory_gb: of the weights in fp32.
+        memory_gb: of the weights as a GPU holds them: vision-language models in bfloat16, all others in float32.
         paper: where it comes from.
         extra: the optional dependency group that it needs, or empty.
         tiny: the shipped model that stands in for the real one on the built-in world (`model: shapes/clip`), or empty.

@@ -52,7 +52,7 @@ class HPSv3(Reward):
         inputs=("prompt",),
         differentiable=True,
         weights=(Weights("MizzenAI/HPSv3", "HPSv3.safetensors", "MIT code; weights: see the model card"),),
-        memory_gb=31.0,
+        memory_gb=15.5,
         paper="2508.03789",
     )
 

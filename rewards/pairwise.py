@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 from torch import Tensor
@@ -54,14 +53,26 @@ def second_by_words(answer: Answer) -> float | None:
 FORMS = {"verdict": Form(VERDICT, 1, second_by_number), "think": Form(THINK, 4096, second_by_words)}
 
 
-def pairs_of(texts: Sequence[str]) -> list[tuple[int, int]]:
-    """All pairs of rows with the same prompt, (i, j) with i < j, in order.
+def pairs_of(texts: Sequence[str], opponents: int | None = None) -> list[tuple[int, int]]:
+    """Pairs of rows with the same prompt, (i, j) with i < j, in order: all of them, or a ring.
+
+    Args:
+        texts: the prompts.
+        opponents: in a ring, each row of a prompt meets this many that follow it, and as many that precede it.
 
     Example:
         >>> pairs_of(["a", "b", "a", "a"])
         [(0, 2), (0, 3), (2, 3)]
+        >>> pairs_of(["a"] * 5, opponents=1)
+        [(0, 1), (0, 4), (1, 2), (2, 3), (3, 4)]
     """
-    return [(i, j) for i, j in combinations(range(len(texts)), 2) if texts[i] == texts[j]]
+    found: set[tuple[int, int]] = set()
+    for text in dict.fromkeys(texts):
+        rows = [i for i, other in enumerate(texts) if other == text]
+        steps = range(1, len(rows) if opponents is None else min(opponents + 1, len(rows)))
+        met = ((row, rows[(place + step) % len(rows)]) for place, row in enumerate(rows) for step in steps)
+        found |= {(min(pair), max(pair)) for pair in met}
+    return sorted(found)
 
 
 def per_row(count: int, entries: Iterable[tuple[int, float]]) -> list[float | None]:
@@ -87,7 +98,7 @@ class Pairwise(Judged):
 
     A win is a preference above 0.5 after the orders are averaged, so a judge that looks at the place alone makes ties.
     Components: `preference`, its mean; `second`, how often the second place won. A row without another of its prompt
-    is invalid. n rows of a prompt cost n·(n − 1) questions; a video shows 8 frames.
+    is invalid. n rows of a prompt cost n·(n − 1) questions, or 2·n·opponents; a video shows 8 frames.
 
     Args:
         model: a vision-language model (folder or hub id), `shapes/vlm`, or a judge.
@@ -95,9 +106,10 @@ class Pairwise(Judged):
             `ServerJudge`; None runs it here.
         form: `verdict` reads the probability of one number; `think` reasons first, as UnifiedReward-Think was trained.
         template: a file with a rubric of your own for this form, `{prompt}` in it.
+        opponents: each row meets this many rows that follow it in its group, in a ring; None: all meet all.
 
     Raises:
-        InputError: the form is unknown, or the model or the template cannot be loaded.
+        InputError: the form is unknown, opponents are less than 1, or the model or the template cannot be loaded.
     """
 
     spec = RewardSpec(
@@ -118,18 +130,22 @@ class Pairwise(Judged):
         server: Served = None,
         form: Literal["verdict", "think"] = "verdict",
         template: str | None = None,
+        opponents: int | None = None,
     ) -> None:
         if form not in FORMS:
             raise InputError(f"pairwise has no form {form!r}; write one of {', '.join(FORMS)}")
+        if opponents is not None and opponents < 1:
+            raise InputError(f"opponents {opponents} came; write 1 or more, or leave it out to let all meet all")
         super().__init__(model, server)
         self.form = FORMS[form]
         self.rubric = rubric_of(template, self.form.rubric)
+        self.opponents = opponents
 
     def questions(self, media: Media, prompts: Prompts) -> list[list[Question]]:
         """Row i asks of its pairs with later rows j, k, …, in both orders: (i, j), (j, i), (i, k), (k, i)."""
         seen = media.pixels[:, frame_indices(media.pixels.shape[1])]  # (B, frames, 3, H, W)
         asked: list[list[Question]] = [[] for _ in prompts.texts]
-        for i, j in pairs_of(prompts.texts):
+        for i, j in pairs_of(prompts.texts, self.opponents):
             asked[i] += [self._ask(prompts.texts[i], a, b) for a, b in ((seen[i], seen[j]), (seen[j], seen[i]))]
         return asked
 
@@ -140,7 +156,7 @@ class Pairwise(Judged):
     def read(self, answers: list[list[Answer]], prompts: Prompts) -> Scores:
         """The win rate of each row."""
         count, places = len(prompts), [self.form.second(a) for row in answers for a in row]
-        both = zip(pairs_of(prompts.texts), places[::2], places[1::2], strict=True)
+        both = zip(pairs_of(prompts.texts, self.opponents), places[::2], places[1::2], strict=True)
         judged = [(pair, f, b) for pair, f, b in both if f is not None and b is not None]
         gains = [entry for (i, j), f, b in judged for entry in ((j, 0.5 + (f - b) / 2), (i, 0.5 + (b - f) / 2))]
         second = [(row, (f + b) / 2) for pair, f, b in judged for row in pair]

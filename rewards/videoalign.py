@@ -65,7 +65,7 @@ class VideoAlign(Reward):
         inputs=("prompt",),
         differentiable=True,
         weights=(Weights("KlingTeam/VideoReward", "checkpoint-11352/model.pth", "MIT code; Apache-2.0 weights"),),
-        memory_gb=9.1,
+        memory_gb=4.6,
         paper="2501.13918",
     )
 

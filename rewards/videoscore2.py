@@ -85,7 +85,7 @@ class VideoScore2(Judged):
         inputs=("prompt",),
         range=(0.0, 1.0),
         weights=(Weights("TIGER-Lab/VideoScore2", "model.safetensors.index.json", "Apache-2.0"),),
-        memory_gb=33.2,
+        memory_gb=16.6,
         paper="2509.22799",
     )
 

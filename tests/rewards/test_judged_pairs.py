@@ -50,6 +50,17 @@ def test_every_pair_of_a_prompt_is_asked_in_both_orders():
     assert pairs_of(["a", "b"]) == []
 
 
+def test_in_a_ring_each_row_meets_as_many_others():
+    rows = ["a"] * 7 + ["b"] * 2
+    pairs = pairs_of(rows, opponents=2)
+    assert [sum(row in pair for pair in pairs) for row in range(9)] == [4] * 7 + [1] * 2
+    assert pairs_of(rows, opponents=6) == pairs_of(rows)
+    judge = Scripted(prefers(bright))
+    scores = Pairwise(judge, opponents=1).score(Media.of_images(greys(0.1, 0.3, 0.5, 0.7)), Prompts(("a wall",) * 4))
+    assert len(judge.asked) == 2 * 4
+    assert scores.values.tolist() == [0.0, 0.5, 0.5, 1.0]
+
+
 @pytest.mark.parametrize("bias", [0.0, 0.1, -0.05])
 def test_the_value_is_the_win_rate_and_a_lone_row_is_invalid(bias):
     scores = Pairwise(Scripted(prefers(bright, bias))).score(MEDIA, PROMPTS)
@@ -138,6 +149,11 @@ def test_a_prompt_stays_in_its_place(text):
 
     for reward in (Pairwise, lambda j: Pairwise(j, form="think"), Consistency):
         assert around(reward, text) == around(reward, "a cat")
+
+
+def test_a_ring_needs_opponents():
+    with pytest.raises(InputError, match="1 or more"):
+        Pairwise(Scripted(prefers(bright)), opponents=0)
 
 
 def test_pairwise_refuses_an_unknown_form():

@@ -1,0 +1,99 @@
+"""Every reward with a shipped stand-in judges the built-in world for real: what is better scores higher."""
+
+from functools import cache
+from random import Random
+
+import pytest
+import torch
+
+from visalign import registry
+from visalign.rewards.check import check_reward
+from visalign.shapes import judge_path
+from visalign.shapes.judges.damage import damage
+from visalign.shapes.judges.data import alter, held_out_descriptions
+from visalign.shapes.render import render
+from visalign.shapes.scenes import place
+from visalign.types import Media, Prompts
+
+COUNT, SIDE = 16, 64
+PROMPTED = (
+    "clip", "pickscore", "hpsv2", "hpsv2.1", "srp", "vqascore", "mllm_score", "yes_probability", "promptecho",
+    "unifiedreward", "rationalrewards", "principles",
+)  # fmt: skip
+LOOKS = ("aesthetic", "aesthetic_v2.5", "artifact", "artifact_head")
+LIKENESS = ("dino", "identity", "consistency")
+EDITS = ("editscore",)
+GROUPS = ("pairwise",)
+
+
+@cache
+def scenes():
+    """Pictures (16, 3, 64, 64) of held-out captions, pictures with one wrong fact each, and the captions."""
+    rng = Random("shipped judges")
+    descriptions = rng.sample(held_out_descriptions(), COUNT)
+    right = render([place(d, rng) for d in descriptions], SIDE, 1)
+    wrong = render([place(alter(d, rng), rng) for d in descriptions], SIDE, 2)
+    return right, wrong, tuple(d.caption for d in descriptions)
+
+
+@cache
+def stand_in(name):
+    """The reward with the shipped model."""
+    spec = registry.load("rewards", name).spec
+    return registry.load("rewards", name)(model=spec.tiny)
+
+
+def mean(name, pixels, prompts):
+    """The mean score of the rows that could be judged; nine of ten can."""
+    scores = stand_in(name).score(Media.of_images(pixels), prompts)
+    assert float(scores.valid.float().mean()) >= 0.9
+    return float(scores.values[scores.valid].mean())
+
+
+def test_every_stand_in_is_tested_here_and_shipped():
+    specs = {n: vars(registry.load("rewards", n)).get("spec") for n in registry.names("rewards")}
+    found = {name for name, spec in specs.items() if spec is not None and spec.tiny}
+    assert found == {*PROMPTED, *LOOKS, *LIKENESS, *EDITS, *GROUPS}
+    assert all((judge_path(specs[n].tiny.removeprefix("shapes/")) / "measured.json").is_file() for n in found)
+
+
+@pytest.mark.parametrize("name", PROMPTED)
+def test_a_picture_of_its_prompt_is_better_than_one_with_a_wrong_fact(name):
+    right, wrong, captions = scenes()
+    assert mean(name, right, Prompts(captions)) > mean(name, wrong, Prompts(captions))
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_clean_picture_is_better_than_a_damaged_one(name):
+    right, _, captions = scenes()
+    kinds, strength = torch.arange(COUNT) % 4, torch.full((COUNT,), 0.9)
+    spoilt = damage(right, kinds, strength, 3)
+    assert mean(name, right, Prompts(captions)) > mean(name, spoilt, Prompts(captions))
+
+
+@pytest.mark.parametrize("name", LIKENESS)
+def test_a_picture_is_more_like_its_own_scene_than_like_another(name):
+    right, _, captions = scenes()
+    own = Prompts(captions, tuple({"reference": picture} for picture in right))
+    other = Prompts(captions, tuple({"reference": picture} for picture in right.roll(1, 0)))
+    assert mean(name, right, own) > mean(name, right, other)
+
+
+def test_an_edit_that_was_made_is_better_than_one_that_was_not():
+    right, wrong, captions = scenes()
+    asked = Prompts(captions, tuple({"source": picture} for picture in wrong))
+    assert mean("editscore", right, asked) > mean("editscore", wrong, asked)
+
+
+def test_the_right_picture_wins_against_the_wrong_one():
+    right, wrong, captions = scenes()
+    both = torch.cat([right, wrong])
+    scores = stand_in("pairwise").score(Media.of_images(both), Prompts(captions * 2))
+    assert scores.valid.all()
+    assert float(scores.values[:COUNT].mean()) > 0.6
+
+
+@pytest.mark.parametrize("name", ["clip", "aesthetic", "artifact_head", "artifact", "vqascore", "mllm_score"])
+def test_contract(name):
+    right, _, captions = scenes()
+    check_reward(stand_in(name), Media.of_images(right[:3]), Prompts(captions[:3]))
