@@ -48,8 +48,8 @@ class Clip(EmbeddingReward):
         self.bias = self.encoder.logit_bias if probability else None
         if probability and self.bias is None:
             raise InputError(
-                f"{model!r} was not trained with the sigmoid loss and gives no probability; leave `probability` out, or "
-                f"take a SigLIP, for example google/siglip-so400m-patch14-384"
+                f"{model!r} was not trained with the sigmoid loss and gives no probability; leave `probability` out, "
+                f"or take a SigLIP, for example google/siglip-so400m-patch14-384"
             )
 
     def values(self, images: Tensor, texts: tuple[str, ...]) -> Tensor:

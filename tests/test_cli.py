@@ -8,25 +8,15 @@ import pytest
 import torch
 import yaml
 
+from tests.command import run
 from visalign import registry, training
-from visalign.__main__ import explain, main
+from visalign.__main__ import explain
 from visalign.cli import with_resume_value
 from visalign.cli_run import after_interrupt, closing_words
 from visalign.config import dump_yaml, load_config
 from visalign.types import InputError, RunError
 
 HEAVY = {"torch", "diffusers", "transformers", "pydantic", "numpy", "rich", "jinja2", "yaml", "peft", "PIL", "av"}
-
-
-def run(capsys, *arguments):
-    """(exit code, stdout, stderr) of a command in this process."""
-    code = 0
-    try:
-        main(arguments)
-    except SystemExit as stop:
-        code = stop.code or 0
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 @pytest.mark.parametrize("code", ["import visalign", "import visalign.cli", "import visalign.__main__"])

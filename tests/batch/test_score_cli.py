@@ -11,22 +11,11 @@ import pytest
 
 import visalign
 from tests.batch.media import archive, broken, encoded, folder
+from tests.command import run
 from visalign import cli_score
-from visalign.__main__ import main
 from visalign.batch.table import safe_stem
 from visalign.cli_score import line, minimum
 from visalign.types import InputError
-
-
-def run(capsys, *arguments):
-    """(exit code, stdout, stderr) of `visalign score …` in this process."""
-    code = 0
-    try:
-        main(["score", *map(str, arguments)])
-    except SystemExit as stop:
-        code = stop.code or 0
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 @pytest.fixture
@@ -47,7 +36,7 @@ def test_help_needs_nothing_heavy():
 def test_a_folder_becomes_a_table_a_page_and_pairs(capsys, source, tmp_path):
     out = tmp_path / "o.jsonl"
     options = ["--gallery", tmp_path / "g.html", "--pairs", tmp_path / "p.jsonl", "--pair-rule", "cross", "--top-n", 1]
-    code, printed, _ = run(capsys, source, "--reward", "jpeg_size:quality=80,shapes", "--out", out, *options)
+    code, printed, _ = run(capsys, "score", source, "--reward", "jpeg_size:quality=80,shapes", "--out", out, *options)
     assert code == 0
     assert "4 files by jpeg_size, shapes" in printed
     assert "4 could not be scored: 4 no column" in printed
@@ -60,19 +49,19 @@ def test_a_folder_becomes_a_table_a_page_and_pairs(capsys, source, tmp_path):
 def test_bad_files_are_exit_code_zero_and_strict_makes_it_one(capsys, tmp_path):
     expected = broken(tmp_path / "z")
     arguments = [tmp_path / "z", "--reward", "jpeg_size", "--out", tmp_path / "o.csv"]
-    code, printed, _ = run(capsys, *arguments)
+    code, printed, _ = run(capsys, "score", *arguments)
     assert code == 0
     assert f"{len(expected)} files by jpeg_size; {len(expected) - 1} could not be scored: 4 truncated" in printed
     assert "bomb.png: huge" in printed
-    assert run(capsys, *arguments, "--strict")[0] == 1
+    assert run(capsys, "score", *arguments, "--strict")[0] == 1
     good = folder(tmp_path / "good", 1)
-    assert run(capsys, good, "--reward", "jpeg_size", "--out", tmp_path / "p.csv", "--strict")[0] == 0
+    assert run(capsys, "score", good, "--reward", "jpeg_size", "--out", tmp_path / "p.csv", "--strict")[0] == 0
 
 
 def test_the_best_are_shown_and_copied_with_their_prompts(capsys, source, tmp_path):
     options = ["--top", 2, "--by", "jpeg_size#big", "--min", "jpeg_size#small=-4", "--copy-to", tmp_path / "best"]
     rewards = ["--reward", "jpeg_size#small", "--reward", "jpeg_size#big:direction=incompress"]
-    code, printed, _ = run(capsys, source, *rewards, "--out", tmp_path / "o.csv", *options)
+    code, printed, _ = run(capsys, "score", source, *rewards, "--out", tmp_path / "o.csv", *options)
     assert code == 0
     assert "2 files copied" in printed
     assert "2 files chosen" in printed
@@ -134,33 +123,35 @@ def test_wrong_input_is_one_message_and_exit_code_two(capsys, source, tmp_path, 
     monkeypatch.chdir(tmp_path)
     options = [source / "copies" if o == "IN" else o for o in options]
     out = [] if "--out" in options else ["--out", "o.csv"]
-    code, printed, err = run(capsys, source, *out, *options)
+    code, printed, err = run(capsys, "score", source, *out, *options)
     assert (code, message in err) == (2, True), err
     assert "Traceback" not in printed + err
     assert not (tmp_path / "o.csv").exists()
 
 
 def test_missing_paths_and_changed_settings_are_exit_code_two(capsys, source, tmp_path):
-    code, _, err = run(capsys, tmp_path / "none", "--reward", "jpeg_size", "--out", tmp_path / "o.csv")
+    code, _, err = run(capsys, "score", tmp_path / "none", "--reward", "jpeg_size", "--out", tmp_path / "o.csv")
     assert (code, "does not exist" in err) == (2, True)
-    assert run(capsys, source, "--reward", "jpeg_size", "--out", tmp_path / "o.csv")[0] == 0
-    code, _, err = run(capsys, source, "--reward", "shapes", "--out", tmp_path / "o.csv")
+    assert run(capsys, "score", source, "--reward", "jpeg_size", "--out", tmp_path / "o.csv")[0] == 0
+    code, _, err = run(capsys, "score", source, "--reward", "shapes", "--out", tmp_path / "o.csv")
     assert (code, "--fresh" in err) == (2, True)
-    assert run(capsys, source, "--reward", "shapes", "--out", tmp_path / "o.csv", "--fresh")[0] == 0
+    assert run(capsys, "score", source, "--reward", "shapes", "--out", tmp_path / "o.csv", "--fresh")[0] == 0
 
 
 def test_prompts_and_columns_come_from_a_table(capsys, source, tmp_path):
     row = {"prompt": "a cat", "tag": "single_object", "include": [{"class": "circle", "count": 1}], "exclude": []}
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
     out = tmp_path / "o.jsonl"
-    code, printed, _ = run(capsys, source, "--reward", "shapes", "--prompts", tmp_path / "p.jsonl", "--out", out)
+    code, printed, _ = run(
+        capsys, "score", source, "--reward", "shapes", "--prompts", tmp_path / "p.jsonl", "--out", out
+    )
     assert (code, "could not" in printed) == (0, False)
     assert {json.loads(text)["columns"]["tag"] for text in out.read_text().splitlines()} == {"single_object"}
 
 
 def test_an_interrupt_is_130_and_says_that_the_same_command_goes_on(capsys, source, tmp_path):
     reward = "tests.batch.test_score_cli:interrupted"
-    code, _, err = run(capsys, source, "--reward", reward, "--out", tmp_path / "o.csv")
+    code, _, err = run(capsys, "score", source, "--reward", reward, "--out", tmp_path / "o.csv")
     assert (code, "the same command goes on" in err) == (130, True)
 
 
@@ -169,7 +160,7 @@ def interrupted(images, prompts):
 
 
 def test_the_function_has_the_same_result_as_the_command(capsys, source, tmp_path):
-    run(capsys, source, "--reward", "jpeg_size", "--out", tmp_path / "a.jsonl")
+    run(capsys, "score", source, "--reward", "jpeg_size", "--out", tmp_path / "a.jsonl")
     visalign.score(source, ["jpeg_size"], out=tmp_path / "b.jsonl")
     assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
 

@@ -2,25 +2,12 @@
 
 import doctest
 import math
+from importlib import import_module
 
 import pytest
 import torch
 
-from visalign.rewards import (
-    artifact,
-    consistency,
-    editscore,
-    judged,
-    mllm_score,
-    pairwise,
-    principles,
-    promptecho,
-    rationalrewards,
-    rubrics,
-    unifiedreward,
-    yes_probability,
-)
-from visalign.rewards.artifact import Artifact
+from visalign.rewards.artifact import Artifact, flawless
 from visalign.rewards.check import check_reward
 from visalign.rewards.judge import Answer, Judge
 from visalign.rewards.judged import choice, expected_digit, listed, mass, probability_of
@@ -30,20 +17,10 @@ from visalign.rewards.vqascore import VQAScore
 from visalign.rewards.yes_probability import YesProbability
 from visalign.types import InputError, Media, Prompts
 
-MODULES = [
-    artifact,
-    consistency,
-    editscore,
-    judged,
-    mllm_score,
-    pairwise,
-    principles,
-    promptecho,
-    rationalrewards,
-    rubrics,
-    unifiedreward,
-    yes_probability,
-]
+MODULES = (
+    "artifact", "consistency", "editscore", "judged", "mllm_score", "pairwise", "principles", "promptecho",
+    "rationalrewards", "rubrics", "unifiedreward", "yes_probability",
+)  # fmt: skip
 OPENERS = [":", ".", ",", " ", "", "Thought process:", "Solution", "Let's solve this step by step.", "解", "Sure!"]
 
 
@@ -85,9 +62,9 @@ MEDIA = Media.of_images(greys(0.25, 0.75))
 PROMPTS = Prompts(("a dark wall", "a bright wall"), ({"reference": greys(0.5)[0]}, {"reference": greys(0.5)[0]}))
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
-def test_examples_run(module):
-    result = doctest.testmod(module)
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    result = doctest.testmod(import_module(f"visalign.rewards.{name}"))
     assert result.failed == 0
 
 
@@ -278,7 +255,7 @@ def test_artifact_is_one_minus_yes_and_reads_no_prompt():
     assert Artifact(judge).score(MEDIA, PROMPTS).values.tolist() == pytest.approx([0.75, 0.25], abs=1e-6)
     assert len({q.text for q in judge.asked}) == 1
     both = position(**{"Yes": 0.3, " yes": 0.3, "NO": 0.2, "no": 0.2})
-    assert artifact.flawless(both) == pytest.approx(0.4)
+    assert flawless(both) == pytest.approx(0.4)
     assert Artifact(judge, question="Any seams?").questions(MEDIA, PROMPTS)[0][0].text == "Any seams?"
 
 

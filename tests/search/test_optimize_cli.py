@@ -5,24 +5,13 @@ import json
 import pytest
 import torch
 
+from tests.command import run
 from visalign.__main__ import main
 from visalign.cli_optimize import SearchProgress, chosen_prompts, read_options, read_rewards
 from visalign.media_io import read_media, read_metadata, to_uint8
 from visalign.optimizing import replay
 from visalign.progress import console
 from visalign.types import InputError
-
-
-def run(capsys, *arguments):
-    """(exit code, stdout, stderr) of a command in this process."""
-    code = 0
-    try:
-        main(arguments)
-    except SystemExit as stop:
-        code = stop.code or 0
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
 
 RENO = ("--reward", "palette", "--judge", "shapes", "--method", "reno", "--set", "lr=1", "--set", "clip=1")
 

@@ -1,8 +1,21 @@
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
+from visalign.shapes.judges.data import draw_scenes
+from visalign.shapes.judges.faults import Samples, unexplained
 from visalign.shapes.recipe import AutoencoderRecipe, DenoiserRecipe, Recipe, StageRecipe, TextRecipe
+from visalign.shapes.render import render
+
+
+@pytest.fixture(scope="session")
+def samples() -> Samples:
+    """Four clean pictures in the place of samples of the base model."""
+    descriptions, scenes = draw_scenes(4, Random(0))
+    pixels = render(scenes, 64, seed=0)
+    return Samples(pixels, tuple(d.metadata() for d in descriptions), unexplained(pixels))
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from visalign.shapes import JUDGES
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges import heads
 from visalign.shapes.judges.damage import KINDS, LEAST, damage, draw_damage, vary
-from visalign.shapes.judges.data import alter, draw_description, draw_scenes, held_out, said, shown, truth
-from visalign.shapes.judges.faults import FAULTY, Samples, unexplained
+from visalign.shapes.judges.data import alter, draw_description, held_out, said, shown, truth
+from visalign.shapes.judges.faults import FAULTY, unexplained
 from visalign.shapes.judges.learning import Trainer
 from visalign.shapes.judges.metrics import auroc, binary, calibration_error, spearman
 from visalign.shapes.judges.recipes import Schedule, load_recipe
@@ -46,13 +46,6 @@ def clip_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     train_recipe(CLIP, folder, folder, resume=False, progress=ignore)
     return folder
-
-
-@pytest.fixture(scope="module")
-def samples() -> Samples:
-    descriptions, scenes = draw_scenes(4, Random(0))
-    pixels = render(scenes, 64, seed=0)
-    return Samples(pixels, tuple(d.metadata() for d in descriptions), unexplained(pixels))
 
 
 # Captions and scenes

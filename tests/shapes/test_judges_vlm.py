@@ -14,8 +14,7 @@ from visalign.rewards.judge import Question
 from visalign.rewards.local_judge import LocalJudge
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges.conversations import Batches, Row, collate
-from visalign.shapes.judges.data import draw_description, draw_scenes
-from visalign.shapes.judges.faults import Samples, unexplained
+from visalign.shapes.judges.data import draw_description
 from visalign.shapes.judges.learning import Trainer
 from visalign.shapes.judges.questions import draw_claim, look, put, statements
 from visalign.shapes.judges.recipes import Schedule
@@ -39,13 +38,6 @@ def vlm_folder(tmp_path_factory, clip_folder) -> Path:
     folder = tmp_path_factory.mktemp("vlm")
     train_recipe(VLM, folder, clip_folder, resume=False, progress=ignore)
     return folder
-
-
-@pytest.fixture(scope="module")
-def samples() -> Samples:
-    descriptions, scenes = draw_scenes(4, Random(0))
-    pixels = render(scenes, 64, seed=0)
-    return Samples(pixels, tuple(d.metadata() for d in descriptions), unexplained(pixels))
 
 
 def test_words_come_back_as_they_were():
