@@ -84,7 +84,7 @@ def test_no_name_escapes_the_folder_of_copies(capsys, tmp_path):
         os.symlink(tmp_path / "outside", best / f"{rank:04d}_up{ending}")
         os.symlink(tmp_path / "outside", best / f".{rank:04d}_up{ending}.tmp")
     code, *_ = run(
-        capsys, path, "--reward", "jpeg_size", "--prompt", "a", "--out", tmp_path / "o.csv", "--copy-to", best
+        capsys, "score", path, "--reward", "jpeg_size", "--prompt", "a", "--out", tmp_path / "o.csv", "--copy-to", best
     )
     assert code == 0
     made = {p for p in tmp_path.rglob("*") if p not in before and p.is_file()}
