@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "null": (type(None),),
 }
+_BLOCK = re.compile(r"\s*```(?:json)?\s*((?:(?!```).)*?)\s*```\s*", re.DOTALL)
 
 
 def merge(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -38,8 +40,19 @@ def merge(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
     return merged
 
 
+def unfenced(text: str) -> str:
+    r"""What a text holds that is nothing but one code block, or the text.
+
+    Example:
+        >>> unfenced('```json\n{"score": 4}\n```'), unfenced('Score: ```4```')
+        ('{"score": 4}', 'Score: ```4```')
+    """
+    block = _BLOCK.fullmatch(text)
+    return block[1] if block else text
+
+
 def mismatch(text: str, schema: Mapping[str, Any]) -> str:
-    """Why a text does not satisfy a JSON schema, or empty when it does.
+    """Why a text, bare or in one code block, does not satisfy a JSON schema; empty when it does.
 
     Read are `type`, `enum`, `required`, `properties`, `items`, `minimum`, `maximum`, `minItems` and `maxItems`; other
     keywords are a matter of the server that was given the schema.
@@ -49,7 +62,7 @@ def mismatch(text: str, schema: Mapping[str, Any]) -> str:
         'score is 7, above 5'
     """
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(unfenced(text), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         return f"the answer is no JSON: {error}"
     return next(_problems(value, schema, "the answer"), "")

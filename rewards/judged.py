@@ -19,6 +19,7 @@ from torch import Tensor
 
 from visalign.rewards.base import Reward, Weights
 from visalign.rewards.judge import Answer, Judge, Question, Served, open_judge
+from visalign.rewards.judge_reading import unfenced
 from visalign.rewards.references import references
 from visalign.types import Media, Prompts, Scores
 
@@ -30,7 +31,6 @@ MINIMUM_MASS = 0.1
 
 _EDGES = " \t\r\n▁Ġ"
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_JSON = re.compile(r"\s*(?:```(?:json)?\s*(?P<fenced>\{.*\})\s*```|(?P<plain>\{.*\}))\s*", re.DOTALL)
 _THOUGHT = re.compile(
     r"\s*(?:(?:<think>)?(?:(?!</?think>|<answer>).)*</think>\s*)?<answer>([^<>]*)</answer>\s*", re.DOTALL
 )
@@ -159,11 +159,11 @@ def json_object(text: str) -> dict[str, Any] | None:
         >>> json_object('```json\n{"score": [20, 15]}\n```'), json_object('Score: {"score": [20, 15]}')
         ({'score': [20, 15]}, None)
     """
-    match = _JSON.fullmatch(text)
     try:
-        return json.loads(match["fenced"] or match["plain"]) if match else None
+        value = json.loads(unfenced(text))
     except (ValueError, RecursionError):
         return None
+    return value if isinstance(value, dict) else None
 
 
 def numbers(value: object, count: int, low: float, high: float) -> list[float] | None:

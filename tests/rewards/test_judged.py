@@ -10,6 +10,7 @@ import torch
 from visalign.rewards.artifact import Artifact, flawless
 from visalign.rewards.check import check_reward
 from visalign.rewards.judge import Answer, Judge
+from visalign.rewards.judge_reading import mismatch
 from visalign.rewards.judged import choice, expected_digit, listed, mass, probability_of
 from visalign.rewards.mllm_score import MLLMScore, digit_score
 from visalign.rewards.promptecho import PromptEcho
@@ -18,7 +19,7 @@ from visalign.rewards.yes_probability import YesProbability
 from visalign.types import InputError, Media, Prompts
 
 MODULES = (
-    "artifact", "consistency", "editscore", "judged", "mllm_score", "pairwise", "principles", "promptecho",
+    "artifact", "consistency", "editscore", "judge_reading", "judged", "mllm_score", "pairwise", "principles", "promptecho",
     "rationalrewards", "rubrics", "unifiedreward", "yes_probability",
 )  # fmt: skip
 OPENERS = [":", ".", ",", " ", "", "Thought process:", "Solution", "Let's solve this step by step.", "解", "Sure!"]
@@ -66,6 +67,13 @@ PROMPTS = Prompts(("a dark wall", "a bright wall"), ({"reference": greys(0.5)[0]
 def test_examples_run(name):
     result = doctest.testmod(import_module(f"visalign.rewards.{name}"))
     assert result.failed == 0
+
+
+def test_an_answer_in_a_code_block_satisfies_its_schema():
+    schema = {"type": "object", "required": ["score"], "properties": {"score": {"type": "integer", "maximum": 5}}}
+    assert mismatch('```json\n{"score": 4}\n```', schema) == ""
+    assert mismatch('```json\n{"score": 7}\n```', schema) == "score is 7, above 5"
+    assert mismatch('Sure: ```json\n{"score": 4}\n```', schema).startswith("the answer is no JSON")
 
 
 # Reading one position.
