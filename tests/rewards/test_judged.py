@@ -19,8 +19,8 @@ from visalign.rewards.yes_probability import YesProbability
 from visalign.types import InputError, Media, Prompts
 
 MODULES = (
-    "artifact", "consistency", "editscore", "judge_reading", "judged", "mllm_score", "pairwise", "principles", "promptecho",
-    "rationalrewards", "rubrics", "unifiedreward", "yes_probability",
+    "artifact", "consistency", "editscore", "judge_reading", "judged", "mllm_score", "pairwise",
+    "principles", "promptecho", "rationalrewards", "rubrics", "unifiedreward", "yes_probability",
 )  # fmt: skip
 OPENERS = [":", ".", ",", " ", "", "Thought process:", "Solution", "Let's solve this step by step.", "解", "Sure!"]
 
