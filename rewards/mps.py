@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from visalign.rewards.base import Reward, RewardSpec, Weights
 from visalign.rewards.clip import cosines
 from visalign.rewards.encoders import load_exactly, preprocess_of, weight_file
 from visalign.rewards.mps_network import CrossModel, cross_sizes
-from visalign.rewards.weights import read_tensors
+from visalign.rewards.weights import read_tensors, source_of
 from visalign.types import InputError, Media, Prompts, Scores
 
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -39,13 +40,34 @@ def condition_mask(texts: Tensor, condition: Tensor, threshold: float = THRESHOL
     return closest / closest.amax(1, keepdim=True) > threshold
 
 
+def look(network: nn.ModuleDict, pixels: Tensor) -> Tensor:
+    """Features (B, N, D) of the image tokens of preprocessed pixels."""
+    clip: Any = network["model"]
+    return clip.visual_projection(clip.vision_model(pixel_values=pixels).last_hidden_state)
+
+
+def read(network: nn.ModuleDict, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of all tokens of texts (P, T), padding too, (P, T, D), and of the end of each text (P, D)."""
+    clip: Any = network["model"]
+    found = clip.text_model(input_ids=ids)
+    return clip.text_projection(found.last_hidden_state), clip.text_projection(found.pooler_output)
+
+
+def preference(network: nn.ModuleDict, images: Tensor, texts: Tensor, ends: Tensor, condition: Tensor) -> Tensor:
+    """Scores (B,) of image tokens (B, N, D) for prompt tokens (B, T, D) with ends (B, D), under a condition (C, D)."""
+    clip: Any = network["model"]
+    seen = network["cross_model"](images, texts, condition_mask(texts, condition))[:, 0]
+    return clip.logit_scale.exp() * cosines(normalize(seen, dim=-1), normalize(ends, dim=-1))
+
+
 class MPS(Reward):
     """Logit scale times the cosine of the prompt and the image as the prompt sees it; usually 8 to 16.
 
     Args:
         model: hub id or folder that holds model.safetensors with both parts, `model.…` (a CLIP) and `cross_model.…`.
         weights: a local file in its place, such as MPS_overall.pth; the pickled module of the original is refused.
-        processor: folder or hub id of the CLIP's config, tokenizer and image processor.
+        processor: folder or hub id of the CLIP's config, tokenizer and image processor; None is the model's folder, or
+            LAION's H/14 for weights of the hub.
 
     Raises:
         InputError: a file is missing or does not have that layout.
@@ -59,12 +81,15 @@ class MPS(Reward):
         weights=(Weights("RE-N-Y/mpsv1", "model.safetensors", "MIT"),),
         memory_gb=4.3,
         paper="Learning Multi-dimensional Human Preference (MPS), arXiv 2405.14705",
+        tiny="shapes/mps",
     )
 
-    def __init__(self, model: str = "RE-N-Y/mpsv1", weights: str | None = None, processor: str = PROCESSOR) -> None:
+    def __init__(self, model: str = "RE-N-Y/mpsv1", weights: str | None = None, processor: str | None = None) -> None:
         from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        path = weight_file(model, self.spec.weights[0], weights)
+        source = source_of(model)
+        path = weight_file(source, self.spec.weights[0], weights)
+        processor = processor or (source if (Path(source) / "config.json").is_file() else PROCESSOR)
         tensors = {k.removeprefix("mps.").replace(".fn.", "."): v for k, v in read_tensors(path).items()}
         try:
             clip = CLIPModel(AutoConfig.from_pretrained(processor))
@@ -88,20 +113,15 @@ class MPS(Reward):
     def score_with_grad(self, media: Media, prompts: Prompts) -> Scores:
         """The same with gradients to the pixels."""
         self.network.to(media.pixels.device)
-        clip: Any = self.network["model"]
         distinct = list(dict.fromkeys(prompts.texts))
         tokens, ends = self._texts([CONDITION, *distinct])
         rows = [1 + distinct.index(text) for text in prompts.texts]
-        pixels = self.preprocess(media.images)
-        images = clip.visual_projection(clip.vision_model(pixel_values=pixels).last_hidden_state)  # (B, N, D)
-        seen = self.network["cross_model"](images, tokens[rows], condition_mask(tokens[rows], tokens[0]))[:, 0]
-        return Scores(clip.logit_scale.exp() * cosines(normalize(seen, dim=-1), normalize(ends[rows], dim=-1)))
+        images = look(self.network, self.preprocess(media.images))
+        return Scores(preference(self.network, images, tokens[rows], ends[rows], tokens[0]))
 
     @torch.no_grad()
     def _texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Features of all tokens (P, T, D), padding too, and of the end of each text (P, D)."""
         clip: Any = self.network["model"]
         length = clip.config.text_config.max_position_embeddings
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        found = clip.text_model(input_ids=tokens.input_ids.to(clip.device))
-        return clip.text_projection(found.last_hidden_state), clip.text_projection(found.pooler_output)
+        return read(self.network, tokens.input_ids.to(clip.device))

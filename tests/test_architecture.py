@@ -16,6 +16,7 @@ DOORS = {
     "api": {"visalign.pipelines.loading"},
     "batch.judging": {"visalign.rewards.lifting"},
     "scoring": {"visalign.rewards.base", "visalign.rewards.function", "visalign.rewards.lifting"},
+    "shapes.judges.mps": {"visalign.rewards.mps", "visalign.rewards.mps_network"},
     "sizing": {"visalign.pipelines.families"},
 }
 INNER = {

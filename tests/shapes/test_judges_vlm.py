@@ -18,8 +18,9 @@ from visalign.shapes.judges.data import draw_description
 from visalign.shapes.judges.learning import Trainer
 from visalign.shapes.judges.questions import draw_claim, look, put, statements
 from visalign.shapes.judges.recipes import Schedule
+from visalign.shapes.judges.towers import eyes_of
 from visalign.shapes.judges.training import train_recipe
-from visalign.shapes.judges.vlm import branch_logits, build_processor, build_vlm, eyes_of, vlm_loss
+from visalign.shapes.judges.vlm import branch_logits, build_processor, build_vlm, vlm_loss
 from visalign.shapes.judges.words import build_words
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Clause, Description, place

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from visalign.shapes.judges import clip as clips
-from visalign.shapes.judges import heads
+from visalign.shapes.judges import heads, mps
 from visalign.shapes.judges.damage import damage, draw_damage, vary
 from visalign.shapes.judges.data import alter, held_out_descriptions
 from visalign.shapes.judges.faults import sample
-from visalign.shapes.judges.metrics import binary, spearman
+from visalign.shapes.judges.metrics import auroc, binary, spearman
 from visalign.shapes.judges.questions import fill
-from visalign.shapes.judges.recipes import ClipRecipe, HeadRecipe, Recipe, VlmRecipe
+from visalign.shapes.judges.recipes import ClipRecipe, HeadRecipe, MpsRecipe, Recipe, VlmRecipe
 from visalign.shapes.judges.vlm import first_words, load_vlm
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Description, place
@@ -147,6 +147,18 @@ def measure_head(recipe: HeadRecipe, encoder: Path, folder: Path) -> Table:
     # Clean renders alone have no flaws to find.
     found = {name: trial for name, trial in trials(recipe).items() if name != "renders"}
     return {name: figures(heads.judge(clip, folder, trial.pixels), trial) for name, trial in found.items()}
+
+
+def measure_mps(recipe: MpsRecipe, encoder: Path, folder: Path) -> Table:
+    """Does the picture show the caption, and is the right one of two preferred?"""
+    network, table, found = mps.load_mps(folder), Table(), trials(recipe)
+    for name, trial in found.items():
+        scores = mps.judge(network, trial.pixels, trial.captions)
+        table[name] = {"auroc": auroc(scores, trial.right), "spearman": spearman(scores, trial.graded)}
+    first, last = found["renders"], rendered(recipe, 0.0, opposite=True)
+    gap = mps.judge(network, last.pixels, last.captions) - mps.judge(network, first.pixels, first.captions)
+    table["renders, two of a caption"] = {"preferred": float(((gap > 0) == (last.right > first.right)).float().mean())}
+    return table
 
 
 class Asker:

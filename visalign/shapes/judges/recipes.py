@@ -91,6 +91,26 @@ class HeadRecipe(Strict):
     tests: int = Field(gt=0)
 
 
+class MpsRecipe(Strict):
+    """The network of MPS between the tokens of `shapes/clip`, which stays as it is."""
+
+    name: str
+    seed: int
+    size: int
+    depth: int = Field(gt=0)
+    """Pairs of layers."""
+    head: int = Field(gt=0)
+    """Width of one attention head."""
+    heads: int = Field(gt=0)
+    hidden: int = Field(gt=0)
+    """Width of the feed-forward layers."""
+    damaged_weight: float = Field(ge=0)
+    """Of the clean picture against a damaged copy."""
+    schedule: Schedule
+    samples: SampleRecipe
+    tests: int = Field(gt=0)
+
+
 class QuestionRecipe(Strict):
     """A kind of question: wordings and the answer, with slots that `questions.slots` fills."""
 
@@ -125,13 +145,14 @@ class VlmRecipe(Strict):
     questions: dict[str, QuestionRecipe]
 
 
-Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe
+Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe | MpsRecipe
 
 _KINDS: dict[str, type[Recipe]] = {
     "clip": ClipRecipe,
     "aesthetic": HeadRecipe,
     "artifact": HeadRecipe,
     "vlm": VlmRecipe,
+    "mps": MpsRecipe,
 }
 
 

@@ -13,7 +13,8 @@ from visalign.shapes import judge_path
 from visalign.shapes.autoencoder import Progress
 from visalign.shapes.judges.clip import train_clip
 from visalign.shapes.judges.heads import train_head
-from visalign.shapes.judges.measure import Table, measure_clip, measure_head, measure_vlm
+from visalign.shapes.judges.measure import Table, measure_clip, measure_head, measure_mps, measure_vlm
+from visalign.shapes.judges.mps import train_mps
 from visalign.shapes.judges.recipes import Recipe, load_recipe
 from visalign.shapes.judges.vlm import train_vlm
 
@@ -27,12 +28,14 @@ _TRAIN: dict[str, Callable[[Any, Path, Path, Path, Progress], None]] = {
     "aesthetic": train_head,
     "artifact": train_head,
     "vlm": train_vlm,
+    "mps": train_mps,
 }
 _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
     "clip": measure_clip,
     "aesthetic": measure_head,
     "artifact": measure_head,
     "vlm": measure_vlm,
+    "mps": measure_mps,
 }
 
 
@@ -45,7 +48,7 @@ def train_judge(
     `output/training` until the end; a run that was stopped continues from it exactly.
 
     Args:
-        name: "clip", "aesthetic", "artifact" or "vlm".
+        name: one of `JUDGES`.
         output: the folder to write.
         clip: folder of the CLIP that the other judges build on; None takes the shipped one.
         resume: go on from `output/training`, if there is any.
@@ -123,5 +126,9 @@ points.
     "vlm": """A LLaVA of transformers for visalign's built-in world (64 px): it answers yes or no, counts, gives marks,
 compares two pictures and captions. `AutoModelForImageTextToText.from_pretrained(FOLDER)` and
 `AutoProcessor.from_pretrained(FOLDER)` load it; it knows the words of its recipe, and no others.
+""",
+    "mps": """Which picture of a prompt is preferred in visalign's built-in world (64 px): MPS's cross-attention between
+the tokens of `shapes/clip`, trained by Bradley-Terry on pictures of captions that differ in one fact, and on damaged
+copies. `preferred` is how often the right picture of a caption scores above one with a wrong fact.
 """,
 }

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    CLIPImageProcessor,
     CLIPVisionConfig,
     DynamicCache,
     LlamaConfig,
@@ -24,12 +23,13 @@ from transformers import (
 )
 
 from visalign.shapes.autoencoder import Progress
-from visalign.shapes.judges.clip import MEAN, STD, Clip, load_clip
+from visalign.shapes.judges.clip import Clip, load_clip
 from visalign.shapes.judges.conversations import Batch, Batches, Branches
 from visalign.shapes.judges.faults import training_samples
 from visalign.shapes.judges.learning import Trainer, fast
 from visalign.shapes.judges.questions import DONE, INJECTIONS, KEPT, WHOLE
 from visalign.shapes.judges.recipes import VlmRecipe
+from visalign.shapes.judges.towers import eyes_of, picture_processor, vision_sizes
 from visalign.shapes.judges.words import BOS, END, IMAGE, PAD, TEMPLATE, build_words
 
 Vlm = Any
@@ -47,12 +47,8 @@ def vlm_texts(recipe: VlmRecipe) -> list[str]:
 def build_processor(recipe: VlmRecipe, patch: int) -> LlavaProcessor:
     """Tokenizer, picture sizes and the chat template; a picture becomes one token a patch."""
     tokenizer = build_words(vlm_texts(recipe), recipe.context)
-    size = {"height": recipe.size, "width": recipe.size}
-    images = CLIPImageProcessor(
-        size={"shortest_edge": recipe.size}, crop_size=size, image_mean=list(MEAN), image_std=list(STD)
-    )
     return LlavaProcessor(
-        images,
+        picture_processor(recipe.size),
         tokenizer,
         patch_size=patch,
         vision_feature_select_strategy="default",
@@ -63,18 +59,8 @@ def build_processor(recipe: VlmRecipe, patch: int) -> LlavaProcessor:
 
 def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditionalGeneration:
     """Fresh weights from the recipe's seed, but for the eyes: all layers of the CLIP's vision tower except the last."""
-    visual = clip.visual
-    width, patch = visual.conv1.weight.shape[0], visual.conv1.weight.shape[-1]
-    blocks = visual.transformer.resblocks
-    vision = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=blocks[0].mlp.c_fc.out_features,
-        num_hidden_layers=len(blocks) - 1,
-        num_attention_heads=blocks[0].attn.num_heads,
-        image_size=recipe.size,
-        patch_size=patch,
-        hidden_act="gelu",
-    )
+    visual, layers = clip.visual, len(clip.visual.transformer.resblocks) - 1
+    vision = CLIPVisionConfig(**vision_sizes(clip, layers))
     text = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=recipe.text.width,
@@ -91,40 +77,16 @@ def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditi
         vision_config=vision,
         text_config=text,
         image_token_index=IMAGE,
-        image_seq_length=(recipe.size // patch) ** 2,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=-1,
         tie_word_embeddings=True,
         dtype="float32",
     )
     torch.manual_seed(recipe.seed)
     vlm = LlavaForConditionalGeneration(config)
-    vlm.model.vision_tower.load_state_dict(dict(eyes_of(visual, len(blocks) - 1)), strict=False)
+    vlm.model.vision_tower.load_state_dict(dict(eyes_of(visual, layers)), strict=False)
     vlm.generation_config.eos_token_id, vlm.generation_config.pad_token_id = END, PAD
     return vlm
-
-
-def eyes_of(visual: Any, layers: int) -> Iterator[tuple[str, Tensor]]:
-    """The first layers of open_clip's vision tower under the names of transformers."""
-    yield "embeddings.class_embedding", visual.class_embedding
-    yield "embeddings.position_embedding.weight", visual.positional_embedding
-    yield "embeddings.patch_embedding.weight", visual.conv1.weight
-    yield from _renamed(visual.ln_pre, "pre_layrnorm")
-    for i, block in enumerate(visual.transformer.resblocks[:layers]):
-        layer = f"encoder.layers.{i}"
-        for letter, weight, bias in zip(
-            "qkv", block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=True
-        ):
-            yield f"{layer}.self_attn.{letter}_proj.weight", weight
-            yield f"{layer}.self_attn.{letter}_proj.bias", bias
-        yield from _renamed(block.attn.out_proj, f"{layer}.self_attn.out_proj")
-        yield from _renamed(block.ln_1, f"{layer}.layer_norm1")
-        yield from _renamed(block.ln_2, f"{layer}.layer_norm2")
-        yield from _renamed(block.mlp.c_fc, f"{layer}.mlp.fc1")
-        yield from _renamed(block.mlp.c_proj, f"{layer}.mlp.fc2")
-
-
-def _renamed(module: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-    return ((f"{name}.{key}", value) for key, value in module.state_dict().items())
 
 
 def save_vlm(vlm: Vlm, processor: LlavaProcessor, folder: Path) -> None:

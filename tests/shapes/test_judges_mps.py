@@ -1,0 +1,77 @@
+"""`shapes/mps`: the towers of open_clip under transformers' names, and the preference that is trained on them."""
+
+import json
+
+import pytest
+import torch
+
+from tests.shapes.tiny_judges import CLIP, MPS, ignore, pictures
+from visalign.rewards.mps import MPS as Reward
+from visalign.shapes.judges import clip as clips
+from visalign.shapes.judges import mps
+from visalign.shapes.judges.learning import Trainer
+from visalign.shapes.judges.towers import as_transformers
+from visalign.shapes.judges.training import train_recipe
+from visalign.shapes.models import build_tokenizer
+from visalign.types import Media, Prompts
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    clip = clips.build_clip(CLIP)
+    with torch.no_grad():
+        for parameter in clip.parameters():  # biases start at zero, where a wrong name would not be seen
+            parameter.add_(
+                0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+    clips.save_clip(clip, CLIP, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, clip_folder):
+    folder = tmp_path_factory.mktemp("mps")
+    train_recipe(MPS, folder, clip_folder, resume=False, progress=ignore)
+    return folder
+
+
+def test_both_towers_give_the_same_embeddings_in_transformers(clip_folder):
+    clip = clips.load_clip(clip_folder)
+    theirs = as_transformers(clip).eval()
+    descriptions, _, pixels = pictures(4)
+    ids = clips.tokenize(build_tokenizer(), [d.caption for d in descriptions])
+    with torch.no_grad():
+        logits = theirs(input_ids=ids, pixel_values=clips.normalised(pixels)).logits_per_image
+        images, texts = clip.encode_image(clips.normalised(pixels)), clip.encode_text(ids)
+    unit = [torch.nn.functional.normalize(x, dim=-1) for x in (images, texts)]
+    assert torch.allclose(logits, clip.logit_scale.exp() * unit[0] @ unit[1].T, atol=1e-4)
+    assert float(logits.std()) > 0.01
+
+
+def test_the_loss_is_twice_log_two_of_equal_pictures(clip_folder):
+    network, batch = mps.build_mps(MPS, clip_folder), mps.Batches(MPS)(0)
+    same = mps.Batch(batch.pixels[:1].expand_as(batch.pixels), batch.pixels[:1].expand_as(batch.pixels), batch.ids)
+    loss = mps.mps_loss(network, same, mps.condition_of(network), MPS)
+    assert float(loss.detach()) == pytest.approx((1 + MPS.damaged_weight) * 0.693147, abs=1e-4)
+
+
+def test_the_eyes_stay_and_the_loss_falls_on_one_batch(clip_folder):
+    network, batch = mps.build_mps(MPS, clip_folder), mps.Batches(MPS)(0)
+    before = {k: v.clone() for k, v in network["model"].state_dict().items()}
+    condition = mps.condition_of(network)
+    trainer = Trainer(network, MPS.schedule.model_copy(update={"steps": 30, "learning_rate": 1e-2}))
+    losses = [trainer.train_step(lambda _: mps.mps_loss(network, batch, condition, MPS)) for _ in range(30)]
+    assert losses[-1] < losses[0] - 1e-3
+    assert all(torch.equal(v, before[k]) for k, v in network["model"].state_dict().items())
+
+
+def test_the_reward_scores_the_folder_as_training_did(folder):
+    descriptions, _, pixels = pictures(4)
+    captions = tuple(d.caption for d in descriptions)
+    expected = mps.judge(mps.load_mps(folder), pixels, captions)
+    scores = Reward(str(folder)).score(Media.of_images(pixels), Prompts(captions))
+    assert torch.allclose(scores.values, expected, atol=1e-3)
+    assert float(expected.std()) > 0
+    table = json.loads((folder / "measured.json").read_text())
+    assert set(table) == {"renders", "damaged renders", "samples", "renders, two of a caption"}
