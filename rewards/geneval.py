@@ -18,6 +18,7 @@ from visalign.rewards.image_encoders import embed
 from visalign.rewards.regions import cut
 from visalign.types import InputError, Media, Prompts, Scores
 
+ENCODER, TINY_COLOURS = "openai/clip-vit-large-patch14", "shapes/clip"
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 
@@ -30,7 +31,8 @@ class GenEval(Reward):
 
     Args:
         model: an OWLv2, OWL-ViT or Grounding DINO (folder or hub id).
-        colours: the text and image encoder that names the colour of a box.
+        colours: the text and image encoder that names the colour of a box; None is OpenAI's CLIP L/14, or, for
+            `shapes/detector`, `shapes/clip`.
         graded: share of the partial credit in [0, 1].
         threshold: least confidence of an object.
         counting_threshold: the same for prompts that count. GenEval's 0.9 is on Mask2Former's scale; OWLv2 gives plain
@@ -47,16 +49,17 @@ class GenEval(Reward):
         range=(0.0, 1.0),
         weights=(
             Weights("google/owlv2-base-patch16-ensemble", "model.safetensors", "Apache-2.0"),
-            Weights("openai/clip-vit-large-patch14", "model.safetensors", "MIT"),
+            Weights(ENCODER, "model.safetensors", "MIT"),
         ),
         memory_gb=2.3,
         paper="2310.11513, with another detector",
+        tiny="shapes/detector",
     )
 
     def __init__(
         self,
         model: str = "google/owlv2-base-patch16-ensemble",
-        colours: str = "openai/clip-vit-large-patch14",
+        colours: str | None = None,
         graded: float = 0.5,
         threshold: float = 0.3,
         counting_threshold: float = 0.3,
@@ -65,7 +68,7 @@ class GenEval(Reward):
         if not 0 <= graded <= 1:
             raise InputError(f"geneval takes graded in [0, 1], but {graded} came; write for example graded: 0.5")
         self.detector = Detector(model)
-        self.encoder = dual_encoder(colours)
+        self.encoder = dual_encoder(colours or (TINY_COLOURS if model == self.spec.tiny else ENCODER))
         self.graded = graded
         self.limits = (threshold, counting_threshold, overlap)
 

@@ -17,7 +17,7 @@ from visalign.types import Media, Prompts
 
 COUNT, SIDE = 16, 64
 PROMPTED = (
-    "clip", "pickscore", "hpsv2", "hpsv2.1", "srp", "vqascore", "mllm_score", "yes_probability", "promptecho",
+    "clip", "pickscore", "mps", "geneval", "hpsv2", "hpsv2.1", "srp", "vqascore", "mllm_score", "yes_probability", "promptecho",
     "unifiedreward", "rationalrewards", "principles",
 )  # fmt: skip
 LOOKS = ("aesthetic", "aesthetic_v2.5", "artifact", "artifact_head")
@@ -28,12 +28,13 @@ GROUPS = ("pairwise",)
 
 @cache
 def scenes():
-    """Pictures (16, 3, 64, 64) of held-out captions, pictures with one wrong fact each, and the captions."""
+    """Pictures (16, 3, 64, 64) of held-out captions, pictures with one wrong fact each, and the prompts."""
     rng = Random("shipped judges")
     descriptions = rng.sample(held_out_descriptions(), COUNT)
     right = render([place(d, rng) for d in descriptions], SIDE, 1)
     wrong = render([place(alter(d, rng), rng) for d in descriptions], SIDE, 2)
-    return right, wrong, tuple(d.caption for d in descriptions)
+    rows = tuple(d.metadata() for d in descriptions)
+    return right, wrong, Prompts(tuple(row["prompt"] for row in rows), rows)
 
 
 @cache
@@ -59,41 +60,43 @@ def test_every_stand_in_is_tested_here_and_shipped():
 
 @pytest.mark.parametrize("name", PROMPTED)
 def test_a_picture_of_its_prompt_is_better_than_one_with_a_wrong_fact(name):
-    right, wrong, captions = scenes()
-    assert mean(name, right, Prompts(captions)) > mean(name, wrong, Prompts(captions))
+    right, wrong, prompts = scenes()
+    assert mean(name, right, prompts) > mean(name, wrong, prompts)
 
 
 @pytest.mark.parametrize("name", LOOKS)
 def test_a_clean_picture_is_better_than_a_damaged_one(name):
-    right, _, captions = scenes()
+    right, _, prompts = scenes()
     kinds, strength = torch.arange(COUNT) % 4, torch.full((COUNT,), 0.9)
     spoilt = damage(right, kinds, strength, 3)
-    assert mean(name, right, Prompts(captions)) > mean(name, spoilt, Prompts(captions))
+    assert mean(name, right, prompts) > mean(name, spoilt, prompts)
 
 
 @pytest.mark.parametrize("name", LIKENESS)
 def test_a_picture_is_more_like_its_own_scene_than_like_another(name):
-    right, _, captions = scenes()
-    own = Prompts(captions, tuple({"reference": picture} for picture in right))
-    other = Prompts(captions, tuple({"reference": picture} for picture in right.roll(1, 0)))
+    right, _, prompts = scenes()
+    own = Prompts(prompts.texts, tuple({"reference": picture} for picture in right))
+    other = Prompts(prompts.texts, tuple({"reference": picture} for picture in right.roll(1, 0)))
     assert mean(name, right, own) > mean(name, right, other)
 
 
 def test_an_edit_that_was_made_is_better_than_one_that_was_not():
-    right, wrong, captions = scenes()
-    asked = Prompts(captions, tuple({"source": picture} for picture in wrong))
+    right, wrong, prompts = scenes()
+    asked = Prompts(prompts.texts, tuple({"source": picture} for picture in wrong))
     assert mean("editscore", right, asked) > mean("editscore", wrong, asked)
 
 
 def test_the_right_picture_wins_against_the_wrong_one():
-    right, wrong, captions = scenes()
+    right, wrong, prompts = scenes()
     both = torch.cat([right, wrong])
-    scores = stand_in("pairwise").score(Media.of_images(both), Prompts(captions * 2))
+    scores = stand_in("pairwise").score(Media.of_images(both), Prompts(prompts.texts * 2))
     assert scores.valid.all()
     assert float(scores.values[:COUNT].mean()) > 0.6
 
 
-@pytest.mark.parametrize("name", ["clip", "aesthetic", "artifact_head", "artifact", "vqascore", "mllm_score"])
+@pytest.mark.parametrize(
+    "name", ["clip", "mps", "geneval", "aesthetic", "artifact_head", "artifact", "vqascore", "mllm_score"]
+)
 def test_contract(name):
-    right, _, captions = scenes()
-    check_reward(stand_in(name), Media.of_images(right[:3]), Prompts(captions[:3]))
+    right, _, prompts = scenes()
+    check_reward(stand_in(name), Media.of_images(right[:3]), prompts.take(range(3)))

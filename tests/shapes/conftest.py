@@ -3,7 +3,10 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+import torch
 
+from tests.shapes.tiny_judges import CLIP
+from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges.data import draw_scenes
 from visalign.shapes.judges.faults import Samples, unexplained
 from visalign.shapes.recipe import AutoencoderRecipe, DenoiserRecipe, Recipe, StageRecipe, TextRecipe
@@ -16,6 +19,18 @@ def samples() -> Samples:
     descriptions, scenes = draw_scenes(4, Random(0))
     pixels = render(scenes, 64, seed=0)
     return Samples(pixels, tuple(d.metadata() for d in descriptions), unexplained(pixels))
+
+
+@pytest.fixture(scope="session")
+def shaken_clip(tmp_path_factory):
+    """Folder of a tiny CLIP none of whose parameters is zero or one, so that a wrong name shows."""
+    clip, draw = clips.build_clip(CLIP), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in clip.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=draw))
+    folder = tmp_path_factory.mktemp("shaken")
+    clips.save_clip(clip, CLIP, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

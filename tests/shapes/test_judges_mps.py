@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.shapes.tiny_judges import CLIP, MPS, ignore, pictures
+from tests.shapes.tiny_judges import MPS, ignore, pictures
 from visalign.rewards.mps import MPS as Reward
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges import mps
@@ -17,27 +17,14 @@ from visalign.types import Media, Prompts
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    clip = clips.build_clip(CLIP)
-    with torch.no_grad():
-        for parameter in clip.parameters():  # biases start at zero, where a wrong name would not be seen
-            parameter.add_(
-                0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-            )
-    clips.save_clip(clip, CLIP, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, clip_folder):
+def folder(tmp_path_factory, shaken_clip):
     folder = tmp_path_factory.mktemp("mps")
-    train_recipe(MPS, folder, clip_folder, resume=False, progress=ignore)
+    train_recipe(MPS, folder, shaken_clip, resume=False, progress=ignore)
     return folder
 
 
-def test_both_towers_give_the_same_embeddings_in_transformers(clip_folder):
-    clip = clips.load_clip(clip_folder)
+def test_both_towers_give_the_same_embeddings_in_transformers(shaken_clip):
+    clip = clips.load_clip(shaken_clip)
     theirs = as_transformers(clip).eval()
     descriptions, _, pixels = pictures(4)
     ids = clips.tokenize(build_tokenizer(), [d.caption for d in descriptions])
@@ -49,15 +36,15 @@ def test_both_towers_give_the_same_embeddings_in_transformers(clip_folder):
     assert float(logits.std()) > 0.01
 
 
-def test_the_loss_is_twice_log_two_of_equal_pictures(clip_folder):
-    network, batch = mps.build_mps(MPS, clip_folder), mps.Batches(MPS)(0)
+def test_the_loss_is_twice_log_two_of_equal_pictures(shaken_clip):
+    network, batch = mps.build_mps(MPS, shaken_clip), mps.Batches(MPS)(0)
     same = mps.Batch(batch.pixels[:1].expand_as(batch.pixels), batch.pixels[:1].expand_as(batch.pixels), batch.ids)
     loss = mps.mps_loss(network, same, mps.condition_of(network), MPS)
     assert float(loss.detach()) == pytest.approx((1 + MPS.damaged_weight) * 0.693147, abs=1e-4)
 
 
-def test_the_eyes_stay_and_the_loss_falls_on_one_batch(clip_folder):
-    network, batch = mps.build_mps(MPS, clip_folder), mps.Batches(MPS)(0)
+def test_the_eyes_stay_and_the_loss_falls_on_one_batch(shaken_clip):
+    network, batch = mps.build_mps(MPS, shaken_clip), mps.Batches(MPS)(0)
     before = {k: v.clone() for k, v in network["model"].state_dict().items()}
     condition = mps.condition_of(network)
     trainer = Trainer(network, MPS.schedule.model_copy(update={"steps": 30, "learning_rate": 1e-2}))

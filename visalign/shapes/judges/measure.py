@@ -15,18 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visalign import registry
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges import heads, mps
 from visalign.shapes.judges.damage import damage, draw_damage, vary
 from visalign.shapes.judges.data import alter, held_out_descriptions
 from visalign.shapes.judges.faults import sample
-from visalign.shapes.judges.metrics import auroc, binary, spearman
+from visalign.shapes.judges.metrics import accuracy, auroc, binary, spearman
 from visalign.shapes.judges.questions import fill
-from visalign.shapes.judges.recipes import ClipRecipe, HeadRecipe, MpsRecipe, Recipe, VlmRecipe
+from visalign.shapes.judges.recipes import ClipRecipe, DetectorRecipe, HeadRecipe, MpsRecipe, Recipe, VlmRecipe
 from visalign.shapes.judges.vlm import first_words, load_vlm
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Description, place
 from visalign.shapes.verifier import verify
+from visalign.types import Media, Prompts
 
 Figures = dict[str, float]
 Table = dict[str, Figures]
@@ -158,6 +160,21 @@ def measure_mps(recipe: MpsRecipe, encoder: Path, folder: Path) -> Table:
     first, last = found["renders"], rendered(recipe, 0.0, opposite=True)
     gap = mps.judge(network, last.pixels, last.captions) - mps.judge(network, first.pixels, first.captions)
     table["renders, two of a caption"] = {"preferred": float(((gap > 0) == (last.right > first.right)).float().mean())}
+    return table
+
+
+def measure_detector(recipe: DetectorRecipe, encoder: Path, folder: Path) -> Table:
+    """Does `geneval` with this detector, and with the CLIP for the colours, agree with the verifier?"""
+    geneval = registry.load("rewards", "geneval")(model=str(folder), colours=str(encoder))
+    table = Table()
+    for name, trial in trials(recipe).items():
+        scores = geneval.score(Media.of_images(trial.pixels), Prompts(tuple(trial.captions), trial.rows))
+        strict = scores.components["strict"]
+        table[name] = {
+            "accuracy": accuracy(strict, trial.right),
+            "auroc": auroc(scores.values, trial.right),
+            "spearman": spearman(scores.values, trial.graded),
+        }
     return table
 
 

@@ -111,6 +111,21 @@ class MpsRecipe(Strict):
     tests: int = Field(gt=0)
 
 
+class DetectorRecipe(Strict):
+    """An OWL-ViT that starts from the towers of `shapes/clip`."""
+
+    name: str
+    seed: int
+    size: int
+    damaged: float = Field(ge=0, lt=1)
+    """Share of the pictures that are damaged, lightly; their objects are those of the clean picture."""
+    box_weight: float = Field(gt=0)
+    """Of the boxes against the classes."""
+    schedule: Schedule
+    samples: SampleRecipe
+    tests: int = Field(gt=0)
+
+
 class QuestionRecipe(Strict):
     """A kind of question: wordings and the answer, with slots that `questions.slots` fills."""
 
@@ -145,7 +160,7 @@ class VlmRecipe(Strict):
     questions: dict[str, QuestionRecipe]
 
 
-Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe | MpsRecipe
+Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe | MpsRecipe | DetectorRecipe
 
 _KINDS: dict[str, type[Recipe]] = {
     "clip": ClipRecipe,
@@ -153,6 +168,7 @@ _KINDS: dict[str, type[Recipe]] = {
     "artifact": HeadRecipe,
     "vlm": VlmRecipe,
     "mps": MpsRecipe,
+    "detector": DetectorRecipe,
 }
 
 

@@ -12,8 +12,16 @@ from typing import Any
 from visalign.shapes import judge_path
 from visalign.shapes.autoencoder import Progress
 from visalign.shapes.judges.clip import train_clip
+from visalign.shapes.judges.detector import train_detector
 from visalign.shapes.judges.heads import train_head
-from visalign.shapes.judges.measure import Table, measure_clip, measure_head, measure_mps, measure_vlm
+from visalign.shapes.judges.measure import (
+    Table,
+    measure_clip,
+    measure_detector,
+    measure_head,
+    measure_mps,
+    measure_vlm,
+)
 from visalign.shapes.judges.mps import train_mps
 from visalign.shapes.judges.recipes import Recipe, load_recipe
 from visalign.shapes.judges.vlm import train_vlm
@@ -29,6 +37,7 @@ _TRAIN: dict[str, Callable[[Any, Path, Path, Path, Progress], None]] = {
     "artifact": train_head,
     "vlm": train_vlm,
     "mps": train_mps,
+    "detector": train_detector,
 }
 _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
     "clip": measure_clip,
@@ -36,6 +45,7 @@ _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
     "artifact": measure_head,
     "vlm": measure_vlm,
     "mps": measure_mps,
+    "detector": measure_detector,
 }
 
 
@@ -130,5 +140,9 @@ compares two pictures and captions. `AutoModelForImageTextToText.from_pretrained
     "mps": """Which picture of a prompt is preferred in visalign's built-in world (64 px): MPS's cross-attention between
 the tokens of `shapes/clip`, trained by Bradley-Terry on pictures of captions that differ in one fact, and on damaged
 copies. `preferred` is how often the right picture of a caption scores above one with a wrong fact.
+""",
+    "detector": """Where the shapes of visalign's built-in world (64 px) stand, by their names: an OWL-ViT of
+transformers that began with the towers of `shapes/clip`. It drives `geneval`, with `shapes/clip` for the colours; the
+figures are that reward's. `OwlViTForObjectDetection.from_pretrained(FOLDER)` loads it.
 """,
 }
