@@ -17,8 +17,8 @@ from visalign.types import Media, Prompts
 
 COUNT, SIDE = 16, 64
 PROMPTED = (
-    "clip", "pickscore", "mps", "geneval", "hpsv2", "hpsv2.1", "srp", "vqascore", "mllm_score", "yes_probability", "promptecho",
-    "unifiedreward", "rationalrewards", "principles",
+    "clip", "pickscore", "mps", "geneval", "hpsv2", "hpsv2.1", "srp", "vqascore", "mllm_score", "yes_probability",
+    "promptecho", "unifiedreward", "rationalrewards", "principles",
 )  # fmt: skip
 LOOKS = ("aesthetic", "aesthetic_v2.5", "artifact", "artifact_head")
 LIKENESS = ("dino", "identity", "consistency")
