@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from visalign import shapes
+from visalign.batch.judging import parse_rewards
 from visalign.charts import number
-from visalign.cli_run import INTERRUPTED, asked_prompts, quiet_libraries, set_aside, split
+from visalign.cli_run import INTERRUPTED, asked_prompts, quiet_libraries, set_aside
 from visalign.evaluation import alternating
 from visalign.optimizing import OptimizeResult, optimize
 from visalign.progress import console
@@ -128,16 +129,20 @@ def read_rewards(given: Sequence[str]) -> dict[str, Any]:
         InputError: a text is neither names nor a YAML mapping.
 
     Example:
-        >>> read_rewards(["palette,jpeg_size", "{clip: {weight: 5, params: {model: shapes/clip}}}"])
-        {'palette': 1.0, 'jpeg_size': 1.0, 'clip': {'weight': 5, 'params': {'model': 'shapes/clip'}}}
+        >>> read_rewards(["palette,clip:model=shapes/clip", "{jpeg_size: {weight: 5}}"])
+        {'palette': 1.0, 'clip': {'params': {'model': 'shapes/clip'}}, 'jpeg_size': {'weight': 5}}
     """
     found: dict[str, Any] = {}
     for text in given:
         value = _yaml(text)
         if not isinstance(value, str | dict):
             raise InputError(f"rewards are names, as in clip,aesthetic, or YAML, as in '{{clip: 5}}'; got {text!r}")
-        found |= value if isinstance(value, dict) else dict.fromkeys(split(value), 1.0)
+        found |= value if isinstance(value, dict) else _entries(parse_rewards(value))
     return found
+
+
+def _entries(asked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: {"params": dict(params)} if params else 1.0 for name, params in asked.items()}
 
 
 def read_options(given: Sequence[str]) -> dict[str, Any]:
