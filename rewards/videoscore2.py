@@ -68,7 +68,7 @@ class VideoScore2(Judged):
     published ones even with the published text as `template`.
 
     Args:
-        model: a vision-language model (folder or hub id), or a judge.
+        model: a vision-language model (folder or hub id), `shapes/vlm`, or a judge.
         server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
             `ServerJudge`; None runs it here.
         template: a text file with `{prompt}` in it; None is our own text.
@@ -87,6 +87,7 @@ class VideoScore2(Judged):
         weights=(Weights("TIGER-Lab/VideoScore2", "model.safetensors.index.json", "Apache-2.0"),),
         memory_gb=16.6,
         paper="2509.22799",
+        tiny="shapes/vlm",
     )
 
     def __init__(

@@ -155,11 +155,11 @@ class Batches:
         return self.samples.pixels[i : i + 1], [known], self.quality
 
     def _described(self, count: int, rng: Random) -> list[Description]:
-        """Descriptions of the pictures of a row; those of a pair often differ in one fact, or not at all."""
-        descriptions = [draw_description(rng) for _ in range(count)]
-        if count == 2 and rng.random() < _RELATED:
-            descriptions[1] = descriptions[0] if rng.random() < 0.4 else alter(descriptions[0], rng)
-        return descriptions
+        """Descriptions of the pictures of a row, one for each half; the two often differ in one fact, or not at all."""
+        halves = [draw_description(rng) for _ in range(min(count, 2))]
+        if count >= 2 and rng.random() < _RELATED:
+            halves[1] = halves[0] if rng.random() < 0.4 else alter(halves[0], rng)
+        return sorted(halves * (count // 2), key=halves.index) if count > 2 else halves
 
     def _row(self, looks: list[Look], kinds: list[QuestionRecipe], rng: Random) -> Row:
         """Questions until the next one does not fit any more."""

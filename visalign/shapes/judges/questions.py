@@ -195,6 +195,7 @@ def _compared(looks: Sequence[Look], claim: Claim, rng: Random) -> dict[str, str
         "first_seen": replace(first.description, frame="{}").caption,
         "kept25": str(round(25 * shared)),
         "kept14": str(1 + round(3 * shared)),
+        "kept15": str(1 + round(4 * shared)),
         "same": _yes(shared == 1 and abs(first.strength - last.strength) < 0.3),
     }
 

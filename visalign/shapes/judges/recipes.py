@@ -130,7 +130,8 @@ class QuestionRecipe(Strict):
     """A kind of question: wordings and the answer, with slots that `questions.slots` fills."""
 
     weight: float = Field(1.0, gt=0)
-    pictures: int = Field(1, ge=0, le=2)
+    pictures: int = Field(1, ge=0, le=4)
+    """More than two are the frames of a video."""
     quality: bool = False
     """It asks for looks alone, so it can be asked about samples of the base model."""
     ask: tuple[str, ...]
