@@ -66,9 +66,10 @@ def with_file(name: str, weights: Weights, override: str | None) -> str:
 
 
 def weight_file(model: str, weights: Weights, override: str | None) -> Path:
-    """The weight file of a model: the override, else the one in its folder, else the one on the hub."""
+    """The weight file of a model: the override, else the one in its folder (safetensors first), else the hub's."""
     if override is None and Path(model).is_dir():
-        override = str(Path(model) / weights.file)
+        safe = Path(model) / "model.safetensors"
+        override = str(safe if safe.is_file() else Path(model) / weights.file)
     return fetch(replace(weights, repo=model), override)
 
 

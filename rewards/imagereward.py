@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from visalign.rewards.blip import text_model, vision_model
 from visalign.rewards.encoders import weight_file
 from visalign.rewards.heads import head_of_tensors
 from visalign.rewards.preprocess import Preprocess
-from visalign.rewards.weights import read_tensors
+from visalign.rewards.weights import read_tensors, source_of
 from visalign.types import InputError, Media, Prompts, Scores
 
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -41,13 +42,27 @@ def network(tensors: Mapping[str, Tensor], source: str) -> nn.ModuleDict:
     return nn.ModuleDict(parts | {"head": head_of_tensors(head, "", source)})
 
 
+def look(network: nn.ModuleDict, pixels: Tensor) -> Tensor:
+    """Image tokens (B, N, D) of preprocessed pixels."""
+    return network["vision"](pixel_values=pixels).last_hidden_state
+
+
+def rate(network: nn.ModuleDict, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """What the head gives (B,) where texts, tokens and mask (B, T), look at image tokens (B, N, D)."""
+    read = network["text"](
+        input_ids=ids, attention_mask=mask, encoder_hidden_states=images, is_decoder=False
+    ).last_hidden_state[:, 0]  # (B, D)
+    return network["head"](read)
+
+
 class ImageReward(Reward):
     """Standardised preference score, about -2.3 to 2.2; good images are above 0.8.
 
     Args:
-        model: hub id or folder that holds ImageReward.pt.
+        model: hub id or folder that holds ImageReward.pt, or model.safetensors with the same names.
         weights: a local file in its place.
-        tokenizer: folder or hub id of BERT's uncased tokenizer.
+        tokenizer: folder or hub id of BERT's uncased tokenizer; None is the model's folder where it holds one, else
+            Google's.
 
     Raises:
         InputError: a file is missing or does not have that layout.
@@ -60,14 +75,17 @@ class ImageReward(Reward):
         weights=(Weights("THUDM/ImageReward", "ImageReward.pt", "Apache-2.0"),),
         memory_gb=1.8,
         paper="ImageReward, arXiv 2304.05977",
+        tiny="shapes/blip",
     )
 
     def __init__(
-        self, model: str = "THUDM/ImageReward", weights: str | None = None, tokenizer: str = TOKENIZER
+        self, model: str = "THUDM/ImageReward", weights: str | None = None, tokenizer: str | None = None
     ) -> None:
         from transformers import AutoTokenizer
 
-        path = weight_file(model, self.spec.weights[0], weights)
+        source = source_of(model)
+        path = weight_file(source, self.spec.weights[0], weights)
+        tokenizer = tokenizer or (source if (Path(source) / "tokenizer.json").is_file() else TOKENIZER)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer)
         except (OSError, ValueError) as error:
@@ -92,11 +110,5 @@ class ImageReward(Reward):
         tokens = self.tokenizer(
             list(prompts.texts), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
         ).to(device)
-        image = self.network["vision"](pixel_values=self.preprocess(media.images)).last_hidden_state  # (B, N, D)
-        read = self.network["text"](
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
-            encoder_hidden_states=image,
-            is_decoder=False,
-        ).last_hidden_state[:, 0]  # (B, D)
-        return Scores((self.network["head"](read) - MEAN) / STD)
+        images = look(self.network, self.preprocess(media.images))
+        return Scores((rate(self.network, images, tokens.input_ids, tokens.attention_mask) - MEAN) / STD)

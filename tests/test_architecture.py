@@ -16,6 +16,12 @@ DOORS = {
     "api": {"visalign.pipelines.loading"},
     "batch.judging": {"visalign.rewards.lifting"},
     "scoring": {"visalign.rewards.base", "visalign.rewards.function", "visalign.rewards.lifting"},
+    "shapes.judges.blip": {
+        "visalign.rewards.blip",
+        "visalign.rewards.heads",
+        "visalign.rewards.imagereward",
+        "visalign.rewards.preprocess",
+    },
     "shapes.judges.mps": {"visalign.rewards.mps", "visalign.rewards.mps_network"},
     "sizing": {"visalign.pipelines.families"},
 }

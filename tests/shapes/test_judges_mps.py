@@ -1,15 +1,18 @@
 """`shapes/mps`: the towers of open_clip under transformers' names, and the preference that is trained on them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.shapes.tiny_judges import MPS, ignore, pictures
 from visalign.rewards.mps import MPS as Reward
+from visalign.rewards.mps import look, preference, read
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges import mps
 from visalign.shapes.judges.learning import Trainer
+from visalign.shapes.judges.preferences import Batches
 from visalign.shapes.judges.towers import as_transformers
 from visalign.shapes.judges.training import train_recipe
 from visalign.shapes.models import build_tokenizer
@@ -37,14 +40,15 @@ def test_both_towers_give_the_same_embeddings_in_transformers(shaken_clip):
 
 
 def test_the_loss_is_twice_log_two_of_equal_pictures(shaken_clip):
-    network, batch = mps.build_mps(MPS, shaken_clip), mps.Batches(MPS)(0)
-    same = mps.Batch(batch.pixels[:1].expand_as(batch.pixels), batch.pixels[:1].expand_as(batch.pixels), batch.ids)
+    network, batch = mps.build_mps(MPS, shaken_clip), Batches(MPS)(0)
+    one = batch.pixels[:1].expand_as(batch.pixels)
+    same = replace(batch, pixels=one, spoilt=one)
     loss = mps.mps_loss(network, same, mps.condition_of(network), MPS)
     assert float(loss.detach()) == pytest.approx((1 + MPS.damaged_weight) * 0.693147, abs=1e-4)
 
 
 def test_the_eyes_stay_and_the_loss_falls_on_one_batch(shaken_clip):
-    network, batch = mps.build_mps(MPS, shaken_clip), mps.Batches(MPS)(0)
+    network, batch = mps.build_mps(MPS, shaken_clip), Batches(MPS)(0)
     before = {k: v.clone() for k, v in network["model"].state_dict().items()}
     condition = mps.condition_of(network)
     trainer = Trainer(network, MPS.schedule.model_copy(update={"steps": 30, "learning_rate": 1e-2}))
@@ -53,12 +57,14 @@ def test_the_eyes_stay_and_the_loss_falls_on_one_batch(shaken_clip):
     assert all(torch.equal(v, before[k]) for k, v in network["model"].state_dict().items())
 
 
-def test_the_reward_scores_the_folder_as_training_did(folder):
+def test_the_reward_reads_the_folder_and_was_measured_by_it(folder):
     descriptions, _, pixels = pictures(4)
-    captions = tuple(d.caption for d in descriptions)
-    expected = mps.judge(mps.load_mps(folder), pixels, captions)
-    scores = Reward(str(folder)).score(Media.of_images(pixels), Prompts(captions))
-    assert torch.allclose(scores.values, expected, atol=1e-3)
+    reward, prompts = Reward(str(folder)), Prompts(tuple(d.caption for d in descriptions))
+    scores = reward.score(Media.of_images(pixels), prompts)
+    texts, ends = read(reward.network, clips.tokenize(build_tokenizer(), list(prompts.texts)))
+    images = look(reward.network, clips.normalised(pixels))
+    expected = preference(reward.network, images, texts, ends, mps.condition_of(reward.network))
+    assert torch.allclose(scores.values, expected, atol=1e-4)
     assert float(expected.std()) > 0
     table = json.loads((folder / "measured.json").read_text())
     assert set(table) == {"renders", "damaged renders", "samples", "renders, two of a caption"}

@@ -5,7 +5,15 @@ from __future__ import annotations
 from random import Random
 
 from visalign.shapes.judges.data import draw_scenes
-from visalign.shapes.judges.recipes import ClipRecipe, DetectorRecipe, HeadRecipe, MpsRecipe, VlmRecipe, load_recipe
+from visalign.shapes.judges.recipes import (
+    BlipRecipe,
+    ClipRecipe,
+    DetectorRecipe,
+    HeadRecipe,
+    MpsRecipe,
+    VlmRecipe,
+    load_recipe,
+)
 from visalign.shapes.render import render
 
 SCHEDULE = {
@@ -33,6 +41,7 @@ CLIP: ClipRecipe = small("clip", embed=16, vision=TOWER, text=TOWER, faults=2)
 VLM: VlmRecipe = small("vlm", text=TOWER, feed_forward=32, room=60)
 HEADS: dict[str, HeadRecipe] = {n: small(n, hidden=(8,), pictures=12) for n in ("aesthetic", "artifact")}
 MPS: MpsRecipe = small("mps", head=8, heads=2, hidden=16)
+BLIP: BlipRecipe = small("blip", vision=TOWER | {"width": 64}, text=TOWER | {"width": 64})
 DETECTOR: DetectorRecipe = small("detector")
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from visalign import registry
 from visalign.shapes.judges import clip as clips
-from visalign.shapes.judges import heads, mps
+from visalign.shapes.judges import heads
 from visalign.shapes.judges.damage import damage, draw_damage, vary
 from visalign.shapes.judges.data import alter, held_out_descriptions
 from visalign.shapes.judges.faults import sample
 from visalign.shapes.judges.metrics import accuracy, auroc, binary, spearman
 from visalign.shapes.judges.questions import fill
-from visalign.shapes.judges.recipes import ClipRecipe, DetectorRecipe, HeadRecipe, MpsRecipe, Recipe, VlmRecipe
+from visalign.shapes.judges.recipes import ClipRecipe, DetectorRecipe, HeadRecipe, PreferenceRecipe, Recipe, VlmRecipe
 from visalign.shapes.judges.vlm import first_words, load_vlm
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Description, place
@@ -151,16 +151,23 @@ def measure_head(recipe: HeadRecipe, encoder: Path, folder: Path) -> Table:
     return {name: figures(heads.judge(clip, folder, trial.pixels), trial) for name, trial in found.items()}
 
 
-def measure_mps(recipe: MpsRecipe, encoder: Path, folder: Path) -> Table:
-    """Does the picture show the caption, and is the right one of two preferred?"""
-    network, table, found = mps.load_mps(folder), Table(), trials(recipe)
+REWARDS = {"mps": "mps", "blip": "imagereward"}
+"""Which reward a judge of preferences drives."""
+
+
+def measure_preferences(recipe: PreferenceRecipe, encoder: Path, folder: Path) -> Table:
+    """By its reward: does the picture show the caption, and is the right one of two preferred?"""
+    reward, table, found = registry.load("rewards", REWARDS[recipe.name])(model=str(folder)), Table(), trials(recipe)
+
+    def score(trial: Trial) -> Tensor:
+        return reward.score(Media.of_images(trial.pixels), Prompts(tuple(trial.captions))).values
+
     for name, trial in found.items():
-        scores = mps.judge(network, trial.pixels, trial.captions)
+        scores = score(trial)
         table[name] = {"auroc": auroc(scores, trial.right), "spearman": spearman(scores, trial.graded)}
     first, last = found["renders"], rendered(recipe, 0.0, opposite=True)
-    gap = mps.judge(network, last.pixels, last.captions) - mps.judge(network, first.pixels, first.captions)
-    table["renders, two of a caption"] = {"preferred": float(((gap > 0) == (last.right > first.right)).float().mean())}
-    return table
+    preferred = (score(last) > score(first)) == (last.right > first.right)
+    return table | {"renders, two of a caption": {"preferred": float(preferred.float().mean())}}
 
 
 def measure_detector(recipe: DetectorRecipe, encoder: Path, folder: Path) -> Table:

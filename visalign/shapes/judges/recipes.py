@@ -91,12 +91,22 @@ class HeadRecipe(Strict):
     tests: int = Field(gt=0)
 
 
-class MpsRecipe(Strict):
-    """The network of MPS between the tokens of `shapes/clip`, which stays as it is."""
+class PreferenceRecipe(Strict):
+    """What judges share that learn from preferences between pictures."""
 
     name: str
     seed: int
     size: int
+    damaged_weight: float = Field(ge=0)
+    """Of the clean picture against a damaged copy."""
+    schedule: Schedule
+    samples: SampleRecipe
+    tests: int = Field(gt=0)
+
+
+class MpsRecipe(PreferenceRecipe):
+    """The network of MPS between the tokens of `shapes/clip`, which stays as it is."""
+
     depth: int = Field(gt=0)
     """Pairs of layers."""
     head: int = Field(gt=0)
@@ -104,11 +114,16 @@ class MpsRecipe(Strict):
     heads: int = Field(gt=0)
     hidden: int = Field(gt=0)
     """Width of the feed-forward layers."""
-    damaged_weight: float = Field(ge=0)
-    """Of the clean picture against a damaged copy."""
-    schedule: Schedule
-    samples: SampleRecipe
-    tests: int = Field(gt=0)
+
+
+class BlipRecipe(PreferenceRecipe):
+    """ImageReward's BLIP; widths are multiples of 64."""
+
+    patch: int
+    vision: TowerRecipe
+    text: TowerRecipe
+    scene_weight: float = Field(ge=0)
+    """Of reading the scene off the class token."""
 
 
 class DetectorRecipe(Strict):
@@ -161,7 +176,7 @@ class VlmRecipe(Strict):
     questions: dict[str, QuestionRecipe]
 
 
-Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe | MpsRecipe | DetectorRecipe
+Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe | MpsRecipe | BlipRecipe | DetectorRecipe
 
 _KINDS: dict[str, type[Recipe]] = {
     "clip": ClipRecipe,
@@ -169,6 +184,7 @@ _KINDS: dict[str, type[Recipe]] = {
     "artifact": HeadRecipe,
     "vlm": VlmRecipe,
     "mps": MpsRecipe,
+    "blip": BlipRecipe,
     "detector": DetectorRecipe,
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from visalign.shapes import judge_path
 from visalign.shapes.autoencoder import Progress
+from visalign.shapes.judges.blip import train_blip
 from visalign.shapes.judges.clip import train_clip
 from visalign.shapes.judges.detector import train_detector
 from visalign.shapes.judges.heads import train_head
@@ -19,7 +20,7 @@ from visalign.shapes.judges.measure import (
     measure_clip,
     measure_detector,
     measure_head,
-    measure_mps,
+    measure_preferences,
     measure_vlm,
 )
 from visalign.shapes.judges.mps import train_mps
@@ -37,6 +38,7 @@ _TRAIN: dict[str, Callable[[Any, Path, Path, Path, Progress], None]] = {
     "artifact": train_head,
     "vlm": train_vlm,
     "mps": train_mps,
+    "blip": train_blip,
     "detector": train_detector,
 }
 _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
@@ -44,7 +46,8 @@ _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
     "aesthetic": measure_head,
     "artifact": measure_head,
     "vlm": measure_vlm,
-    "mps": measure_mps,
+    "mps": measure_preferences,
+    "blip": measure_preferences,
     "detector": measure_detector,
 }
 
@@ -140,6 +143,10 @@ compares two pictures and captions. `AutoModelForImageTextToText.from_pretrained
     "mps": """Which picture of a prompt is preferred in visalign's built-in world (64 px): MPS's cross-attention between
 the tokens of `shapes/clip`, trained by Bradley-Terry on pictures of captions that differ in one fact, and on damaged
 copies. `preferred` is how often the right picture of a caption scores above one with a wrong fact.
+""",
+    "blip": """How good a picture of a prompt is in visalign's built-in world (64 px): ImageReward's BLIP and head, made
+from nothing by Bradley-Terry on pictures of captions that differ in one fact, and on damaged copies. `preferred` is how
+often the right picture of a caption scores above one with a wrong fact.
 """,
     "detector": """Where the shapes of visalign's built-in world (64 px) stand, by their names: an OWL-ViT of
 transformers that began with the towers of `shapes/clip`. It drives `geneval`, with `shapes/clip` for the colours; the

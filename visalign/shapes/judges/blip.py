@@ -1,0 +1,77 @@
+"""`shapes/blip`: ImageReward's BLIP, made from nothing by preferences between pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visalign.rewards.blip import blank_text, blank_vision, checkpoint_name
+from visalign.rewards.heads import EmbeddingHead
+from visalign.rewards.imagereward import HEAD, TEXT, TOKENS, VISION, look, rate
+from visalign.rewards.preprocess import Preprocess
+from visalign.shapes.autoencoder import Progress
+from visalign.shapes.judges.learning import Trainer, fast
+from visalign.shapes.judges.preferences import Batch, Batches, preference_loss, swapped
+from visalign.shapes.judges.recipes import BlipRecipe
+from visalign.shapes.models import build_tokenizer, vocabulary
+
+_CONTENT = 45
+
+
+class Learner(nn.Module):
+    """ImageReward's network, and what reads scenes off its class token while it learns."""
+
+    def __init__(self, recipe: BlipRecipe) -> None:
+        super().__init__()
+        vision, text = recipe.vision, recipe.text
+        torch.manual_seed(recipe.seed)
+        self.network = nn.ModuleDict(
+            {
+                "vision": blank_vision(vision.width, 4 * vision.width, vision.layers, recipe.size, recipe.patch),
+                "text": blank_text(len(vocabulary()), text.width, vision.width, text.layers, 4 * text.width, TOKENS),
+                "head": EmbeddingHead("", [text.width, 1]),
+            }
+        )
+        self.scene = nn.Linear(vision.width, _CONTENT)
+
+
+def tokens_of(captions: tuple[str, ...]) -> Any:
+    """Ids and mask (B, T) as the reward makes them, but padded to the longest."""
+    return build_tokenizer()(list(captions), padding=True, return_tensors="pt")
+
+
+def blip_loss(learner: Learner, batch: Batch, recipe: BlipRecipe) -> Tensor:
+    """Preferences, and the scene read off the picture."""
+    prepare = Preprocess(recipe.size)
+    with fast(recipe.schedule.autocast):
+        clean, spoilt = (look(learner.network, prepare(p)).float() for p in (batch.pixels, batch.spoilt))
+    tokens = tokens_of(batch.captions)
+    right, wrong, worse = (
+        rate(learner.network, images, tokens.input_ids, tokens.attention_mask)
+        for images in (clean, swapped(clean), spoilt)
+    )
+    scene = F.mse_loss(learner.scene(clean[:, 0]), batch.content)
+    return preference_loss(right, wrong, worse, recipe.damaged_weight) + recipe.scene_weight * scene
+
+
+def train_blip(recipe: BlipRecipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
+    """Train, or go on from what `work` holds, and write the model to `output`; the CLIP in `encoder` is not used."""
+    learner, batches = Learner(recipe), Batches(recipe)
+    trainer = Trainer(learner, recipe.schedule)
+    trainer.run(lambda step: blip_loss(learner, batches(step), recipe), "blip", work, progress)
+    save_blip(learner.network, output)
+
+
+def save_blip(network: nn.ModuleDict, folder: Path) -> None:
+    """Write ImageReward's layout in float16, and the tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vision = {checkpoint_name(k): v for k, v in network["vision"].state_dict().items()}
+    parts = ((VISION, vision), (TEXT, network["text"].state_dict()), (HEAD, network["head"].state_dict()))
+    tensors = {f"{prefix}{k}": v.detach().half().contiguous() for prefix, part in parts for k, v in part.items()}
+    save_file(tensors, folder / "model.safetensors")
+    build_tokenizer().save_pretrained(folder)
