@@ -34,7 +34,7 @@ class Hummingbird(Reward):
     it, or else the prompt.
 
     Args:
-        model: a `Blip2ForImageTextRetrieval` (folder or hub id).
+        model: a `Blip2ForImageTextRetrieval` (folder or hub id), or `shapes/blip2`.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -48,6 +48,7 @@ class Hummingbird(Reward):
         weights=(Weights("Salesforce/blip2-itm-vit-g", "model.safetensors.index.json", "MIT"),),
         memory_gb=4.7,
         paper="2502.05153",
+        tiny="shapes/blip2",
     )
 
     def __init__(self, model: str = "Salesforce/blip2-itm-vit-g") -> None:

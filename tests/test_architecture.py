@@ -22,6 +22,7 @@ DOORS = {
         "visalign.rewards.imagereward",
         "visalign.rewards.preprocess",
     },
+    "shapes.judges.blip2": {"visalign.rewards.hummingbird", "visalign.rewards.preprocess"},
     "shapes.judges.mps": {"visalign.rewards.mps", "visalign.rewards.mps_network"},
     "sizing": {"visalign.pipelines.families"},
 }

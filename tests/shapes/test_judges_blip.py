@@ -11,7 +11,7 @@ from visalign.rewards.imagereward import MEAN, STD, ImageReward, look, rate
 from visalign.rewards.preprocess import Preprocess
 from visalign.shapes.judges import blip
 from visalign.shapes.judges.learning import Trainer
-from visalign.shapes.judges.preferences import Batches, preference_loss, swapped
+from visalign.shapes.judges.preferences import Batches, padded, preference_loss, swapped
 from visalign.shapes.judges.training import train_recipe
 from visalign.types import Media, Prompts
 
@@ -57,7 +57,7 @@ def test_what_is_saved_scores_as_what_was_trained(tmp_path):
         learner.half().float()
     blip.save_blip(learner.network, tmp_path)
     learner.eval()
-    tokens = blip.tokens_of(batch.captions)
+    tokens = padded(batch.captions)
     with torch.no_grad():
         images = look(learner.network, Preprocess(BLIP.size)(batch.pixels))
         expected = (rate(learner.network, images, tokens.input_ids, tokens.attention_mask) - MEAN) / STD

@@ -6,6 +6,7 @@ from random import Random
 
 from visalign.shapes.judges.data import draw_scenes
 from visalign.shapes.judges.recipes import (
+    Blip2Recipe,
     BlipRecipe,
     ClipRecipe,
     DetectorRecipe,
@@ -42,6 +43,7 @@ VLM: VlmRecipe = small("vlm", text=TOWER, feed_forward=32, room=60)
 HEADS: dict[str, HeadRecipe] = {n: small(n, hidden=(8,), pictures=12) for n in ("aesthetic", "artifact")}
 MPS: MpsRecipe = small("mps", head=8, heads=2, hidden=16)
 BLIP: BlipRecipe = small("blip", vision=TOWER | {"width": 64}, text=TOWER | {"width": 64})
+BLIP2: Blip2Recipe = small("blip2", vision=TOWER, text=TOWER, embed=8, queries=3)
 DETECTOR: DetectorRecipe = small("detector")
 
 

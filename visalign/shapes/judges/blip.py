@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,12 +14,11 @@ from visalign.rewards.heads import EmbeddingHead
 from visalign.rewards.imagereward import HEAD, TEXT, TOKENS, VISION, look, rate
 from visalign.rewards.preprocess import Preprocess
 from visalign.shapes.autoencoder import Progress
+from visalign.shapes.judges.data import CONTENT
 from visalign.shapes.judges.learning import Trainer, fast
-from visalign.shapes.judges.preferences import Batch, Batches, preference_loss, swapped
+from visalign.shapes.judges.preferences import Batch, Batches, padded, preference_loss, swapped
 from visalign.shapes.judges.recipes import BlipRecipe
 from visalign.shapes.models import build_tokenizer, vocabulary
-
-_CONTENT = 45
 
 
 class Learner(nn.Module):
@@ -37,12 +35,7 @@ class Learner(nn.Module):
                 "head": EmbeddingHead("", [text.width, 1]),
             }
         )
-        self.scene = nn.Linear(vision.width, _CONTENT)
-
-
-def tokens_of(captions: tuple[str, ...]) -> Any:
-    """Ids and mask (B, T) as the reward makes them, but padded to the longest."""
-    return build_tokenizer()(list(captions), padding=True, return_tensors="pt")
+        self.scene = nn.Linear(vision.width, CONTENT)
 
 
 def blip_loss(learner: Learner, batch: Batch, recipe: BlipRecipe) -> Tensor:
@@ -50,7 +43,7 @@ def blip_loss(learner: Learner, batch: Batch, recipe: BlipRecipe) -> Tensor:
     prepare = Preprocess(recipe.size)
     with fast(recipe.schedule.autocast):
         clean, spoilt = (look(learner.network, prepare(p)).float() for p in (batch.pixels, batch.spoilt))
-    tokens = tokens_of(batch.captions)
+    tokens = padded(batch.captions)
     right, wrong, worse = (
         rate(learner.network, images, tokens.input_ids, tokens.attention_mask)
         for images in (clean, swapped(clean), spoilt)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from visalign.shapes.autoencoder import Progress
 from visalign.shapes.flow import tokenize
 from visalign.shapes.judges.damage import damage, draw_damage, vary
-from visalign.shapes.judges.data import alter, content, draw_scenes, said, shown, truth
+from visalign.shapes.judges.data import CONTENT, alter, content, draw_scenes, said, shown, truth
 from visalign.shapes.judges.faults import Samples, training_samples
 from visalign.shapes.judges.learning import Trainer, fast
 from visalign.shapes.judges.recipes import ClipRecipe
@@ -63,7 +63,7 @@ class Learner(nn.Module):
     def __init__(self, recipe: ClipRecipe) -> None:
         super().__init__()
         self.clip = build_clip(recipe)
-        self.scene = nn.Linear(recipe.embed, 45)
+        self.scene = nn.Linear(recipe.embed, CONTENT)
         self.quality = nn.Sequential(nn.Linear(recipe.embed, _QUALITY), nn.GELU(), nn.Linear(_QUALITY, 2))
 
 

@@ -185,6 +185,10 @@ def truth(scenes: Facts, captions: Facts) -> Tensor:
     return counted & colored & (silent | (along > _COSINE * offset.norm(dim=2)))
 
 
+CONTENT = len(SHAPES) * (len(COLORS) + 2)
+"""Numbers that say what a scene shows."""
+
+
 def content(facts: Facts) -> Tensor:
     """Scenes as numbers to regress on: counts by shape and colour, and places by shape, (N, 45) float32."""
     hot = torch.nn.functional.one_hot(facts.colors.clamp_min(0), len(COLORS)) * facts.counts[:, :, None]

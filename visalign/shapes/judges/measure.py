@@ -151,7 +151,7 @@ def measure_head(recipe: HeadRecipe, encoder: Path, folder: Path) -> Table:
     return {name: figures(heads.judge(clip, folder, trial.pixels), trial) for name, trial in found.items()}
 
 
-REWARDS = {"mps": "mps", "blip": "imagereward"}
+REWARDS = {"mps": "mps", "blip": "imagereward", "blip2": "hummingbird"}
 """Which reward a judge of preferences drives."""
 
 

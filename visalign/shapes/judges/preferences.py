@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from visalign.shapes.judges.damage import damage, draw_damage, vary
 from visalign.shapes.judges.data import content, draw_scenes, shown
 from visalign.shapes.judges.recipes import PreferenceRecipe
+from visalign.shapes.models import build_tokenizer
 from visalign.shapes.render import render
 
 
@@ -45,6 +48,11 @@ class Batches:
         kinds, strength = draw_damage(len(scenes), 1.0, rng.getrandbits(62))
         spoilt = damage(pixels, kinds, strength, rng.getrandbits(62))
         return Batch(pixels, spoilt, tuple(d.caption for d in descriptions), content(shown(scenes)))
+
+
+def padded(captions: Sequence[str]) -> Any:
+    """Ids and mask (B, T) of captions, padded to the longest."""
+    return build_tokenizer()(list(captions), padding=True, return_tensors="pt", return_token_type_ids=False)
 
 
 def swapped(rows: Tensor) -> Tensor:

@@ -117,13 +117,21 @@ class MpsRecipe(PreferenceRecipe):
 
 
 class BlipRecipe(PreferenceRecipe):
-    """ImageReward's BLIP; widths are multiples of 64."""
+    """ImageReward's BLIP; its widths are multiples of 64."""
 
     patch: int
     vision: TowerRecipe
     text: TowerRecipe
     scene_weight: float = Field(ge=0)
     """Of reading the scene off the class token."""
+
+
+class Blip2Recipe(BlipRecipe):
+    """A BLIP-2 for retrieval; `text` is the Q-Former."""
+
+    embed: int
+    """Width of the shared embedding."""
+    queries: int = Field(gt=0)
 
 
 class DetectorRecipe(Strict):
@@ -176,7 +184,7 @@ class VlmRecipe(Strict):
     questions: dict[str, QuestionRecipe]
 
 
-Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe | MpsRecipe | BlipRecipe | DetectorRecipe
+Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe | MpsRecipe | BlipRecipe | Blip2Recipe | DetectorRecipe
 
 _KINDS: dict[str, type[Recipe]] = {
     "clip": ClipRecipe,
@@ -185,6 +193,7 @@ _KINDS: dict[str, type[Recipe]] = {
     "vlm": VlmRecipe,
     "mps": MpsRecipe,
     "blip": BlipRecipe,
+    "blip2": Blip2Recipe,
     "detector": DetectorRecipe,
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 from visalign.shapes import judge_path
 from visalign.shapes.autoencoder import Progress
 from visalign.shapes.judges.blip import train_blip
+from visalign.shapes.judges.blip2 import train_blip2
 from visalign.shapes.judges.clip import train_clip
 from visalign.shapes.judges.detector import train_detector
 from visalign.shapes.judges.heads import train_head
@@ -39,6 +40,7 @@ _TRAIN: dict[str, Callable[[Any, Path, Path, Path, Progress], None]] = {
     "vlm": train_vlm,
     "mps": train_mps,
     "blip": train_blip,
+    "blip2": train_blip2,
     "detector": train_detector,
 }
 _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
@@ -48,6 +50,7 @@ _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
     "vlm": measure_vlm,
     "mps": measure_preferences,
     "blip": measure_preferences,
+    "blip2": measure_preferences,
     "detector": measure_detector,
 }
 
@@ -147,6 +150,10 @@ copies. `preferred` is how often the right picture of a caption scores above one
     "blip": """How good a picture of a prompt is in visalign's built-in world (64 px): ImageReward's BLIP and head, made
 from nothing by Bradley-Terry on pictures of captions that differ in one fact, and on damaged copies. `preferred` is how
 often the right picture of a caption scores above one with a wrong fact.
+""",
+    "blip2": """Does a picture show what a text says, in visalign's built-in world (64 px)? A BLIP-2 for retrieval of
+transformers, made from nothing; it drives `hummingbird`. `preferred` is how often the right picture of a caption scores
+above one with a wrong fact.
 """,
     "detector": """Where the shapes of visalign's built-in world (64 px) stand, by their names: an OWL-ViT of
 transformers that began with the towers of `shapes/clip`. It drives `geneval`, with `shapes/clip` for the colours; the
