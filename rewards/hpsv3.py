@@ -38,7 +38,7 @@ class HPSv3(Reward):
     with that text as `template`. Without it our own short rubric is used, to which the weights were not fitted.
 
     Args:
-        model: the base model's folder or hub id, for its config and processor.
+        model: the base model's folder or hub id, for its config and processor; `shapes/hpsv3` has weights too.
         weights: a local file in place of the hub's.
         template: a text file with `{prompt}` and `<|Reward|>`, each once.
         dtype: of the base model, `bfloat16` as it was trained, or `float32`; the head is float32.
@@ -54,6 +54,7 @@ class HPSv3(Reward):
         weights=(Weights("MizzenAI/HPSv3", "HPSv3.safetensors", "MIT code; weights: see the model card"),),
         memory_gb=15.5,
         paper="2508.03789",
+        tiny="shapes/hpsv3",
     )
 
     def __init__(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from visalign.rewards.base import Weights
@@ -165,6 +166,15 @@ def filled(template: str, prompt: str) -> str:
     return template.replace("{prompt}", prompt.replace("<|", "< |"))
 
 
+def weights_of(model: str, weights: Weights, override: str | None) -> Path:
+    """The trained file: the override, the one beside the base model's config if it has the head, or the hub's."""
+    beside = Path(source_of(model)) / "model.safetensors"
+    if override is None and beside.is_file():
+        with safe_open(beside, "pt") as file:
+            override = str(beside) if any(name.startswith("rm_head.") for name in file.keys()) else None  # noqa: SIM118
+    return fetch(weights, override)
+
+
 def token_head(model: str, weights: Weights, override: str | None, head: Head, dtype: str) -> TokenHead:
     """A loaded model; the same object while anyone holds it.
 
@@ -180,7 +190,7 @@ def token_head(model: str, weights: Weights, override: str | None, head: Head, d
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} came; allowed are {', '.join(DTYPES)}")
-    path = fetch(weights, override)
+    path = weights_of(model, weights, override)
     key = (model, str(path), head, dtype)
     loaded = _shared.get(key)
     if loaded is None:
@@ -193,6 +203,7 @@ class TokenHead:
 
     Attributes:
         factor: sides of pictures are multiples of it.
+        largest: pixels of the largest picture that the processor allows.
     """
 
     def __init__(self, model: str, path: Path, head: Head, dtype: torch.dtype) -> None:
@@ -208,6 +219,7 @@ class TokenHead:
         tokenizer.add_tokens(list(head.tokens), special_tokens=True)
         self.tokens = torch.tensor(tokenizer.convert_tokens_to_ids(list(head.tokens)), dtype=torch.long)
         self.factor = images.patch_size * images.merge_size
+        self.largest: int = images.size["longest_edge"]
         state = {renamed(name): tensor for name, tensor in read_tensors(path).items()}
         self.model, self.head = assemble(config, state, head, dtype)
         rows = config.get_text_config().vocab_size
@@ -218,11 +230,15 @@ class TokenHead:
             )
 
     def fitted(self, pictures: Tensor, low: int, high: int) -> Tensor:
-        """Pictures (N, 3, H, W) in [0, 1] at about `low` to `high` pixels, in multiples of `factor`; gradients pass."""
+        """Pictures (N, 3, H, W) in [0, 1] at about `low` to `high` pixels, in multiples of `factor`; gradients pass.
+
+        Where the processor allows less than `low` or `high`, as that of a small model does, its limit is taken.
+        """
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         height, width = pictures.shape[-2:]
-        size = smart_resize(height, width, factor=self.factor, min_pixels=low, max_pixels=high)
+        limits = {"min_pixels": min(low, self.largest), "max_pixels": min(high, self.largest)}
+        size = smart_resize(height, width, factor=self.factor, **limits)
         return resize(pictures.float(), *size)
 
     def inputs(
@@ -237,10 +253,13 @@ class TokenHead:
 
     def __call__(self, visuals: Sequence[Tensor], texts: Sequence[str], kind: Literal["image", "video"]) -> Tensor:
         """Outputs of the head at each special token, (B, T, width) float32; gradients pass to the pixels."""
+        return self.head.to(visuals[0].device)(self.states(visuals, texts, kind).float())
+
+    def states(self, visuals: Sequence[Tensor], texts: Sequence[str], kind: Literal["image", "video"]) -> Tensor:
+        """Last hidden states at each special token, (B, T, D); gradients pass to the pixels."""
         batch = self.inputs(visuals, texts, kind)
         device = batch["input_ids"].device
         self.model.to(device)
-        self.head.to(device)
         # The trained forward handed embeddings over, and transformers then counts 0, 1, 2, … in place of M-RoPE.
         plain = torch.arange(batch["input_ids"].shape[1], device=device).expand_as(batch["input_ids"])
         states = self.model(**batch, position_ids=plain, use_cache=False).last_hidden_state  # (B, L, D)
@@ -250,4 +269,4 @@ class TokenHead:
             else last_positions(batch["attention_mask"])
         )
         rows = torch.arange(len(places), device=device)[:, None]
-        return self.head(states[rows, places].float())
+        return states[rows, places]

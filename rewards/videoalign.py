@@ -48,7 +48,7 @@ class VideoAlign(Reward):
     only with that text as `template`. Without it our own short rubric is used, to which the weights were not fitted.
 
     Args:
-        model: the base model's folder or hub id, for its config and processor.
+        model: the base model's folder or hub id, for its config and processor; `shapes/videoalign` has weights too.
         weights: a local file in place of the hub's.
         template: a text file with `{prompt}` and the three special tokens, each once.
         grayscale: `MQ` sees the video without colour, in a second pass.
@@ -67,6 +67,7 @@ class VideoAlign(Reward):
         weights=(Weights("KlingTeam/VideoReward", "checkpoint-11352/model.pth", "MIT code; Apache-2.0 weights"),),
         memory_gb=4.6,
         paper="2501.13918",
+        tiny="shapes/videoalign",
     )
 
     def __init__(

@@ -24,6 +24,7 @@ DOORS = {
     },
     "shapes.judges.blip2": {"visalign.rewards.hummingbird", "visalign.rewards.preprocess"},
     "shapes.judges.mps": {"visalign.rewards.mps", "visalign.rewards.mps_network"},
+    "shapes.judges.qwen": {"visalign.rewards.hpsv3", "visalign.rewards.token_head", "visalign.rewards.videoalign"},
     "sizing": {"visalign.pipelines.families"},
 }
 INNER = {

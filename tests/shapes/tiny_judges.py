@@ -12,6 +12,7 @@ from visalign.shapes.judges.recipes import (
     DetectorRecipe,
     HeadRecipe,
     MpsRecipe,
+    QwenRecipe,
     VlmRecipe,
     load_recipe,
 )
@@ -44,6 +45,7 @@ HEADS: dict[str, HeadRecipe] = {n: small(n, hidden=(8,), pictures=12) for n in (
 MPS: MpsRecipe = small("mps", head=8, heads=2, hidden=16)
 BLIP: BlipRecipe = small("blip", vision=TOWER | {"width": 64}, text=TOWER | {"width": 64})
 BLIP2: Blip2Recipe = small("blip2", vision=TOWER, text=TOWER, embed=8, queries=3)
+QWENS: dict[str, QwenRecipe] = {n: small(n, vision=TOWER, text=TOWER) for n in ("hpsv3", "videoalign")}
 DETECTOR: DetectorRecipe = small("detector")
 
 

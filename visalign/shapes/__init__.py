@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 MODELS = ("sd3", "mini")
-JUDGES = ("clip", "aesthetic", "artifact", "vlm", "mps", "blip", "blip2", "detector")
+JUDGES = ("clip", "aesthetic", "artifact", "vlm", "mps", "blip", "blip2", "detector", "hpsv3", "videoalign")
 SETTINGS: dict[str, Any] = {"num_steps": 8, "guidance_scale": 1.0, "call": {"max_sequence_length": 1}}
 """How the shipped models are meant to be called; SD3 without a T5 would append 256 zero tokens where one serves."""
 

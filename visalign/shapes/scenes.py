@@ -182,6 +182,14 @@ def place(description: Description, rng: Random) -> Scene:
     return Scene(tuple(Object(shape=c.shape, color=p, x=x, y=y, radius=r) for (c, p), (x, y, r) in pairs))
 
 
+def drift(scene: Scene, frames: int, rng: Random) -> list[Scene]:
+    """The scene moving as a whole, evenly and inside the picture, from where it stands; two frames or more."""
+    sides = ([(o.x, o.radius) for o in scene.objects], [(o.y, o.radius) for o in scene.objects])
+    dx, dy = (rng.uniform(-min(at - r for at, r in side), 1 - max(at + r for at, r in side)) for side in sides)
+    shares = [i / (frames - 1) for i in range(frames)]
+    return [Scene(tuple(replace(o, x=o.x + s * dx, y=o.y + s * dy) for o in scene.objects)) for s in shares]
+
+
 def _slots(count: int, relation: str | None, rng: Random) -> list[tuple[float, float]]:
     """Where objects belong, as x and y; of a relation the object comes first, then what it is seen from."""
     if count == 1:

@@ -6,7 +6,7 @@ it no scene explains.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -23,13 +23,23 @@ from visalign.shapes.judges.data import alter, held_out_descriptions
 from visalign.shapes.judges.faults import sample
 from visalign.shapes.judges.metrics import accuracy, auroc, binary, spearman
 from visalign.shapes.judges.questions import fill
-from visalign.shapes.judges.recipes import ClipRecipe, DetectorRecipe, HeadRecipe, PreferenceRecipe, Recipe, VlmRecipe
+from visalign.shapes.judges.qwen import FRAMES, draw_clips
+from visalign.shapes.judges.recipes import (
+    ClipRecipe,
+    DetectorRecipe,
+    HeadRecipe,
+    PreferenceRecipe,
+    QwenRecipe,
+    Recipe,
+    VlmRecipe,
+)
 from visalign.shapes.judges.vlm import first_words, load_vlm
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Description, place
 from visalign.shapes.verifier import verify
 from visalign.types import Media, Prompts
 
+VIDEO_RATE = 8.0
 Figures = dict[str, float]
 Table = dict[str, Figures]
 """Figures of each test."""
@@ -151,7 +161,7 @@ def measure_head(recipe: HeadRecipe, encoder: Path, folder: Path) -> Table:
     return {name: figures(heads.judge(clip, folder, trial.pixels), trial) for name, trial in found.items()}
 
 
-REWARDS = {"mps": "mps", "blip": "imagereward", "blip2": "hummingbird"}
+REWARDS = {"mps": "mps", "blip": "imagereward", "blip2": "hummingbird", "hpsv3": "hpsv3"}
 """Which reward a judge of preferences drives."""
 
 
@@ -168,6 +178,28 @@ def measure_preferences(recipe: PreferenceRecipe, encoder: Path, folder: Path) -
     first, last = found["renders"], rendered(recipe, 0.0, opposite=True)
     preferred = (score(last) > score(first)) == (last.right > first.right)
     return table | {"renders, two of a caption": {"preferred": float(preferred.float().mean())}}
+
+
+def measure_videos(recipe: QwenRecipe, encoder: Path, folder: Path) -> Table:
+    """Of pictures that stand still: alignment and quality; and is even motion preferred to objects that jump?"""
+    reward, table = registry.load("rewards", "videoalign")(model=str(folder)), Table()
+
+    def score(frames: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        return reward.score(Media(frames, fps=VIDEO_RATE), Prompts(tuple(captions))).components
+
+    for name, trial in trials(recipe).items():
+        parts = score(trial.pixels[:, None].expand(-1, FRAMES, -1, -1, -1), trial.captions)
+        table[f"{name}, alignment"] = {
+            "auroc": auroc(parts["TA"], trial.right),
+            "spearman": spearman(parts["TA"], trial.graded),
+        }
+        table[f"{name}, quality"] = {
+            "auroc": auroc(-parts["VQ"], trial.flawed),
+            "spearman": spearman(-parts["VQ"], trial.strength),
+        }
+    clips = draw_clips(recipe, recipe.schedule.steps)  # no step of the training
+    smooth, jumpy = (score(frames, clips.captions)["MQ"] for frames in (clips.smooth, clips.jumpy))
+    return table | {"two videos, motion": {"preferred": float((smooth > jumpy).float().mean())}}
 
 
 def measure_detector(recipe: DetectorRecipe, encoder: Path, folder: Path) -> Table:

@@ -134,6 +134,18 @@ class Blip2Recipe(BlipRecipe):
     queries: int = Field(gt=0)
 
 
+class QwenRecipe(PreferenceRecipe):
+    """A Qwen2-VL with a trained head at special tokens."""
+
+    patch: int
+    vision: TowerRecipe
+    text: TowerRecipe
+    context: int
+    """Longest text in tokens, those of the picture counted."""
+    scene_weight: float = Field(ge=0)
+    """Of reading the scene off the last special token."""
+
+
 class DetectorRecipe(Strict):
     """An OWL-ViT that starts from the towers of `shapes/clip`."""
 
@@ -184,7 +196,9 @@ class VlmRecipe(Strict):
     questions: dict[str, QuestionRecipe]
 
 
-Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe | MpsRecipe | BlipRecipe | Blip2Recipe | DetectorRecipe
+Recipe: TypeAlias = (
+    ClipRecipe | HeadRecipe | VlmRecipe | MpsRecipe | BlipRecipe | Blip2Recipe | QwenRecipe | DetectorRecipe
+)
 
 _KINDS: dict[str, type[Recipe]] = {
     "clip": ClipRecipe,
@@ -194,6 +208,8 @@ _KINDS: dict[str, type[Recipe]] = {
     "mps": MpsRecipe,
     "blip": BlipRecipe,
     "blip2": Blip2Recipe,
+    "hpsv3": QwenRecipe,
+    "videoalign": QwenRecipe,
     "detector": DetectorRecipe,
 }
 

@@ -22,9 +22,11 @@ from visalign.shapes.judges.measure import (
     measure_detector,
     measure_head,
     measure_preferences,
+    measure_videos,
     measure_vlm,
 )
 from visalign.shapes.judges.mps import train_mps
+from visalign.shapes.judges.qwen import train_qwen
 from visalign.shapes.judges.recipes import Recipe, load_recipe
 from visalign.shapes.judges.vlm import train_vlm
 
@@ -41,6 +43,8 @@ _TRAIN: dict[str, Callable[[Any, Path, Path, Path, Progress], None]] = {
     "mps": train_mps,
     "blip": train_blip,
     "blip2": train_blip2,
+    "hpsv3": train_qwen,
+    "videoalign": train_qwen,
     "detector": train_detector,
 }
 _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
@@ -51,6 +55,8 @@ _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
     "mps": measure_preferences,
     "blip": measure_preferences,
     "blip2": measure_preferences,
+    "hpsv3": measure_preferences,
+    "videoalign": measure_videos,
     "detector": measure_detector,
 }
 
@@ -154,6 +160,14 @@ often the right picture of a caption scores above one with a wrong fact.
     "blip2": """Does a picture show what a text says, in visalign's built-in world (64 px)? A BLIP-2 for retrieval of
 transformers, made from nothing; it drives `hummingbird`. `preferred` is how often the right picture of a caption scores
 above one with a wrong fact.
+""",
+    "hpsv3": """How a picture of a prompt would be rated in visalign's built-in world (64 px): a Qwen2-VL with HPSv3's
+head of mean and spread, made from nothing by ranking pictures of captions that differ in one fact, and damaged copies.
+`preferred` is how often the right picture of a caption is rated above one with a wrong fact.
+""",
+    "videoalign": """Quality, motion and alignment of videos of visalign's built-in world (64 px): a Qwen2-VL with
+VideoReward's head at three tokens, made from nothing by preferences between videos that are damaged, jump, or show
+something else. Pictures are measured standing still.
 """,
     "detector": """Where the shapes of visalign's built-in world (64 px) stand, by their names: an OWL-ViT of
 transformers that began with the towers of `shapes/clip`. It drives `geneval`, with `shapes/clip` for the colours; the
