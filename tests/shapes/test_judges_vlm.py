@@ -97,7 +97,7 @@ def test_of_two_pictures_the_one_that_fits_is_better():
 def test_branches_do_not_see_each_other(clip_folder, words):
     clip = clips.load_clip(clip_folder)
     vlm = build_vlm(VLM, clip, len(words)).eval()
-    prefix = words("<bos><user>" + "<image>" * 64).input_ids
+    prefix = words("<bos><user>" + "<image>" * 65).input_ids
     texts = (("a red star<end><assistant>", "Yes<end>"), ("blue", "No no no"), ("what is this", "a red star"))
     branches = [tuple(words(t).input_ids for t in pair) for pair in texts]
     pixels = pictures(2)[2]
@@ -135,9 +135,9 @@ def test_the_eyes_are_those_of_the_clip(clip_folder, words):
 
 def test_training_reads_what_the_processor_writes(samples, words):
     processor = build_processor(VLM, patch=8)
-    batches = Batches(VLM, words, samples, tokens=64)
+    batches = Batches(VLM, words, samples, tokens=65)
     row = batches._row(
-        [look(d, place(d, Random(0)), 0.0) for d in [draw_description(Random(0))]], batches.groups[1], Random(1)
+        [look(d, place(d, Random(0)), 0.0) for d in [draw_description(Random(0))]], batches.all[1], Random(1)
     )
     question, answer = row.branches[0]
     text = words.decode(question).removesuffix("<end><assistant>")
@@ -152,9 +152,18 @@ def test_training_reads_what_the_processor_writes(samples, words):
     assert words.decode(answer).endswith("<end>")
 
 
+def test_it_begins_with_short_wordings_and_short_answers(samples, words):
+    batches = Batches(VLM, words, samples, tokens=65)
+    brief = [q for group in batches.brief.values() for q in group]
+    assert all(len(text) <= VLM.short for q in brief for text in (*q.ask, q.answer))
+    assert {q.answer for q in brief} < {q.answer for group in batches.all.values() for q in group}
+    longest = [max(part.tokens.shape[1] for part in batches(step).branches) for step in range(VLM.short_steps + 2)]
+    assert max(longest[: VLM.short_steps]) < 60 < max(longest[VLM.short_steps :])
+
+
 def test_the_vlm_learns(clip_folder, samples, words):
     clip = clips.load_clip(clip_folder)
-    vlm, batch = build_vlm(VLM, clip, len(words)), Batches(VLM, words, samples, tokens=64)(0)
+    vlm, batch = build_vlm(VLM, clip, len(words)), Batches(VLM, words, samples, tokens=65)(0)
     trainer = Trainer(vlm, Schedule(**SCHEDULE | {"steps": 12, "learning_rate": 1e-2}))
     losses = [trainer.train_step(lambda step: vlm_loss(vlm, batch, False)) for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]

@@ -98,6 +98,21 @@ def _branches(part: Sequence[tuple[int, list[int], list[int]]]) -> Branches:
     )
 
 
+Groups = dict[int, list[QuestionRecipe]]
+"""Questions by the number of their pictures."""
+
+
+def by_pictures(kinds: Sequence[QuestionRecipe]) -> Groups:
+    """The questions in groups."""
+    return {n: [q for q in kinds if q.pictures == n] for n in sorted({q.pictures for q in kinds})}
+
+
+def shortened(kinds: Sequence[QuestionRecipe], most: int) -> list[QuestionRecipe]:
+    """Questions with their short wordings alone; those with a long answer, or without such a wording, are left out."""
+    brief = [(q, tuple(text for text in q.ask if len(text) <= most)) for q in kinds if len(q.answer) <= most]
+    return [q.model_copy(update={"ask": asked}) for q, asked in brief if asked]
+
+
 class Batches:
     """The batches of a training, by number.
 
@@ -110,9 +125,8 @@ class Batches:
 
     def __init__(self, recipe: VlmRecipe, tokenizer: PreTrainedTokenizerFast, samples: Samples, tokens: int) -> None:
         self.recipe, self.tokenizer, self.samples, self.tokens = recipe, tokenizer, samples, tokens
-        kinds = recipe.questions.values()
-        self.groups = {n: [q for q in kinds if q.pictures == n] for n in {q.pictures for q in kinds}}
-        self.quality = [q for q in self.groups[1] if q.quality]
+        kinds = list(recipe.questions.values())
+        self.all, self.brief = by_pictures(kinds), by_pictures(shortened(kinds, recipe.short))
         words = pieces(text for q in kinds for text in q.ask)
         self.nonsense = [word.strip() for word in words if word.strip().isalpha()]
         self.seen = verify(samples.pixels, samples.rows).objects
@@ -120,15 +134,18 @@ class Batches:
     def __call__(self, step: int) -> Batch:
         """The batch of a step."""
         recipe, rng = self.recipe, Random(f"{self.recipe.seed} vlm {step}")
-        totals = {n: sum(q.weight for q in group) for n, group in self.groups.items()}
+        groups = self.brief if step < recipe.short_steps else self.all
+        totals = {n: sum(q.weight for q in group) for n, group in groups.items()}
         drawn = rng.choices(list(totals), list(totals.values()), k=recipe.schedule.batch - 1)
         rows, pictures = [], []
-        for pixels, looks, kinds in self._shown([1, *drawn], rng):
+        for pixels, looks, kinds in self._shown([1, *drawn], groups, rng):
             rows.append(self._row(looks, kinds, rng))
             pictures.append(pixels)
         return collate(rows, torch.cat(pictures))
 
-    def _shown(self, counts: list[int], rng: Random) -> list[tuple[Tensor, list[Look], list[QuestionRecipe]]]:
+    def _shown(
+        self, counts: list[int], groups: Groups, rng: Random
+    ) -> list[tuple[Tensor, list[Look], list[QuestionRecipe]]]:
         """For each row its pictures, what is known of them, and what may be asked."""
         described = [self._described(count, rng) for count in counts]
         scenes = [place(d, rng) for group in described for d in group]
@@ -141,18 +158,18 @@ class Batches:
         for count in counts:
             end = start + count
             if count == 1 and rng.random() < self.recipe.sampled:
-                result.append(self._sampled(rng))
+                result.append((*self._sampled(rng), [q for q in groups[1] if q.quality]))
             else:
-                result.append((pixels[start:end], looks[start:end], self.groups[count]))
+                result.append((pixels[start:end], looks[start:end], groups[count]))
             start = end
         return result
 
-    def _sampled(self, rng: Random) -> tuple[Tensor, list[Look], list[QuestionRecipe]]:
+    def _sampled(self, rng: Random) -> tuple[Tensor, list[Look]]:
         """A sample of the base model, about which only looks are asked."""
         i = rng.randrange(len(self.samples.pixels))
         faulty, strength = bool(self.samples.faulty[i]), float(self.samples.strength[i])
         known = Look(draw_description(rng), self.seen[i], strength if faulty else 0.0, faulty)
-        return self.samples.pixels[i : i + 1], [known], self.quality
+        return self.samples.pixels[i : i + 1], [known]
 
     def _described(self, count: int, rng: Random) -> list[Description]:
         """Descriptions of the pictures of a row, one for each half; the two often differ in one fact, or not at all."""

@@ -185,6 +185,10 @@ class VlmRecipe(Strict):
     """Longest conversation in tokens."""
     room: int = Field(gt=0)
     """Tokens of questions and answers about the same pictures that are learned in one row, unseen by each other."""
+    short_steps: int = Field(ge=0)
+    """Steps at the start with short wordings alone, of which a row holds many more."""
+    short: int = Field(gt=0)
+    """Most characters of a short wording, and of its answer."""
     damaged: float = Field(ge=0, lt=1)
     sampled: float = Field(ge=0, lt=1)
     """Share of one-picture rows that show a sample of the base model."""

@@ -45,13 +45,13 @@ def vlm_texts(recipe: VlmRecipe) -> list[str]:
 
 
 def build_processor(recipe: VlmRecipe, patch: int) -> LlavaProcessor:
-    """Tokenizer, picture sizes and the chat template; a picture becomes one token a patch."""
+    """Tokenizer, picture sizes and the chat template; a picture becomes one token a patch and the class token."""
     tokenizer = build_words(vlm_texts(recipe), recipe.context)
     return LlavaProcessor(
         picture_processor(recipe.size),
         tokenizer,
         patch_size=patch,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="full",
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )
@@ -77,8 +77,9 @@ def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditi
         vision_config=vision,
         text_config=text,
         image_token_index=IMAGE,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + 1,
         vision_feature_layer=-1,
+        vision_feature_select_strategy="full",  # the class token has seen the whole picture
         tie_word_embeddings=True,
         dtype="float32",
     )
