@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from rich.table import Table
 from rich.text import Text
 
-from visalign import registry
+from visalign import registry, shapes
 from visalign.config import RunConfig, dump_yaml, load_config, schema
 from visalign.progress import console
 from visalign.section import nearest
@@ -62,10 +62,17 @@ def _facts(reward: Any) -> Entry:
         "gradient": "yes" if spec.differentiable else "no",
         "range": f"{low} … {high}" if low or high else "",
         "needs": " ".join((*spec.inputs, *([f"visalign[{spec.extra}]"] if spec.extra else []))),
-        "offline": spec.tiny or ("itself" if not spec.weights else ""),
+        "offline": _shipped(spec.tiny) or ("itself" if not spec.weights else ""),
         "licence": " ".join(dict.fromkeys(w.licence for w in spec.weights)),
         "memory": f"{spec.memory_gb:g} GB" if spec.memory_gb else "",
     }
+
+
+def _shipped(judge: str) -> str:
+    if not judge:
+        return ""
+    made = (shapes.judge_path(judge.removeprefix("shapes/")) / "measured.json").is_file()
+    return judge if made else f"{judge}, not made yet"
 
 
 def _model(name: str, locate: Any) -> Entry:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoModelForImageTextToText,
@@ -23,19 +24,23 @@ from transformers import (
 )
 
 from visalign.shapes.autoencoder import Progress
-from visalign.shapes.judges.clip import Clip, load_clip
+from visalign.shapes.judges.clip import Clip, load_clip, normalised
 from visalign.shapes.judges.conversations import Batch, Batches, Branches
+from visalign.shapes.judges.damage import damage, draw_damage
+from visalign.shapes.judges.data import draw_scenes
 from visalign.shapes.judges.faults import training_samples
 from visalign.shapes.judges.learning import Trainer, fast
 from visalign.shapes.judges.questions import DONE, INJECTIONS, KEPT, WHOLE
 from visalign.shapes.judges.recipes import VlmRecipe
 from visalign.shapes.judges.towers import eyes_of, picture_processor, vision_sizes
 from visalign.shapes.judges.words import BOS, END, IMAGE, PAD, TEMPLATE, build_words
+from visalign.shapes.render import render
 
 Vlm = Any
 """A LlavaForConditionalGeneration."""
 
 _CHUNK = 32
+_PICTURES = 256
 
 
 def vlm_texts(recipe: VlmRecipe) -> list[str]:
@@ -72,6 +77,7 @@ def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditi
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=END,
+        initializer_range=recipe.text.width**-0.5 / 2,
     )
     config = LlavaConfig(
         vision_config=vision,
@@ -86,8 +92,24 @@ def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditi
     torch.manual_seed(recipe.seed)
     vlm = LlavaForConditionalGeneration(config)
     vlm.model.vision_tower.load_state_dict(dict(eyes_of(visual, layers)), strict=False)
+    even_out(vlm, recipe)
     vlm.generation_config.eos_token_id, vlm.generation_config.pad_token_id = END, PAD
     return vlm
+
+
+@torch.no_grad()
+def even_out(vlm: Vlm, recipe: VlmRecipe) -> None:
+    """Let the projector start with features of mean 0 and spread 1: a few of the eyes' drown all others."""
+    rng = Random(f"{recipe.seed} eyes")
+    _, scenes = draw_scenes(_PICTURES, rng)
+    kinds, strength = draw_damage(_PICTURES, recipe.damaged, rng.getrandbits(62))
+    pixels = damage(render(scenes, recipe.size, rng.getrandbits(62)), kinds, strength, rng.getrandbits(62))
+    seen = vlm.model.vision_tower(normalised(pixels), output_hidden_states=True).hidden_states[-1].flatten(0, 1)
+    projector = vlm.model.multi_modal_projector
+    for linear in (projector.linear_1, projector.linear_2):
+        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+    projector.linear_1.weight /= seen.std(0)
+    projector.linear_1.bias.copy_(-projector.linear_1.weight @ seen.mean(0))
 
 
 def save_vlm(vlm: Vlm, processor: LlavaProcessor, folder: Path) -> None:
