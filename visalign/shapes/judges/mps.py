@@ -26,7 +26,7 @@ def build_mps(recipe: MpsRecipe, encoder: Path) -> nn.ModuleDict:
     """The frozen CLIP, `model`, and a fresh `cross_model` from the recipe's seed."""
     clip = as_transformers(load_clip(encoder))
     torch.manual_seed(recipe.seed)
-    width = clip.config.projection_dim
+    width: int = clip.text_projection.out_features
     cross = CrossModel(recipe.depth, width, recipe.head * recipe.heads, recipe.head, recipe.hidden)
     return nn.ModuleDict({"model": clip.eval().requires_grad_(False), "cross_model": cross})
 

@@ -55,7 +55,7 @@ def words_of(recipe: QwenRecipe) -> PreTrainedTokenizerFast:
 def save_base(recipe: QwenRecipe, folder: Path) -> None:
     """Write config and processor, as a base model's folder holds them."""
     words = words_of(recipe)
-    sizes = {"patch_size": recipe.patch, "merge_size": 1, "temporal_patch_size": 2}
+    sizes: dict[str, Any] = {"patch_size": recipe.patch, "merge_size": 1, "temporal_patch_size": 2}
     area = {"shortest_edge": recipe.size**2, "longest_edge": recipe.size**2}
     Qwen2VLProcessor(
         Qwen2VLImageProcessor(size=area, **sizes),
@@ -70,6 +70,10 @@ def config(recipe: QwenRecipe, words: PreTrainedTokenizerFast) -> Qwen2VLConfig:
     """Of the base model; the head's tokens are not counted yet."""
     vision, text = recipe.vision, recipe.text
     part = text.width // text.heads // 2
+    numbers: dict[str, Any] = {
+        f"{name}_token_id": words.convert_tokens_to_ids(mark)
+        for name, mark in zip(("vision_start", "vision_end", "image", "video"), MARKS, strict=True)
+    }
     return Qwen2VLConfig(
         text_config={
             "vocab_size": len(words),
@@ -100,10 +104,7 @@ def config(recipe: QwenRecipe, words: PreTrainedTokenizerFast) -> Qwen2VLConfig:
             "temporal_patch_size": 2,
             "initializer_range": _RANGE,
         },
-        **{
-            f"{name}_token_id": words.convert_tokens_to_ids(mark)
-            for name, mark in zip(("vision_start", "vision_end", "image", "video"), MARKS, strict=True)
-        },
+        **numbers,
     )
 
 
@@ -114,7 +115,7 @@ class Learner(nn.Module):
         super().__init__()
         save_base(recipe, folder)
         head = HEADS[recipe.name]
-        sized = Qwen2VLConfig.from_pretrained(folder)
+        sized: Any = Qwen2VLConfig.from_pretrained(folder)
         sized.text_config.vocab_size += len(head.tokens)
         torch.manual_seed(recipe.seed)
         model: Any = Qwen2VLForConditionalGeneration(sized)
@@ -178,8 +179,8 @@ def draw_clips(recipe: QwenRecipe, step: int) -> Clips:
     smooth = draw_video([drift(scene, FRAMES, rng) for scene in scenes], recipe.size, rng)
     jumpy = draw_video([[place(d, rng) for _ in range(FRAMES)] for d in descriptions], recipe.size, rng)
     kinds, strength = draw_damage(len(scenes), 1.0, rng.getrandbits(62))
-    each = (column.repeat_interleave(FRAMES) for column in (kinds, strength))
-    spoilt = damage(smooth.flatten(0, 1), *each, rng.getrandbits(62)).unflatten(0, (-1, FRAMES))
+    kinds, strength = kinds.repeat_interleave(FRAMES), strength.repeat_interleave(FRAMES)
+    spoilt = damage(smooth.flatten(0, 1), kinds, strength, rng.getrandbits(62)).unflatten(0, (-1, FRAMES))
     return Clips(smooth, jumpy, spoilt, tuple(d.caption for d in descriptions), content(shown(scenes)))
 
 
@@ -214,5 +215,5 @@ def train_qwen(recipe: QwenRecipe, encoder: Path, output: Path, work: Path, prog
     learner, loss = Learner(recipe, output), LOSSES[recipe.name]
     trainer = Trainer(learner, recipe.schedule)
     trainer.run(lambda step: loss(learner, step, recipe), recipe.name, work, progress)
-    halves = ({k: v.half() for k, v in part.state_dict().items()} for part in (learner.model, learner.head))
-    save_weights(*halves, output)
+    model, head = ({k: v.half() for k, v in part.state_dict().items()} for part in (learner.model, learner.head))
+    save_weights(model, head, output)

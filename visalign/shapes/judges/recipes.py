@@ -200,9 +200,7 @@ class VlmRecipe(Strict):
     questions: dict[str, QuestionRecipe]
 
 
-Recipe: TypeAlias = (
-    ClipRecipe | HeadRecipe | VlmRecipe | MpsRecipe | BlipRecipe | Blip2Recipe | QwenRecipe | DetectorRecipe
-)
+Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe | PreferenceRecipe | DetectorRecipe
 
 _KINDS: dict[str, type[Recipe]] = {
     "clip": ClipRecipe,

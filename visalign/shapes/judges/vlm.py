@@ -65,7 +65,8 @@ def build_processor(recipe: VlmRecipe, patch: int) -> LlavaProcessor:
 def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditionalGeneration:
     """Fresh weights from the recipe's seed, but for the eyes: all layers of the CLIP's vision tower except the last."""
     visual, layers = clip.visual, len(clip.visual.transformer.resblocks) - 1
-    vision = CLIPVisionConfig(**vision_sizes(clip, layers))
+    sizes = vision_sizes(clip, layers)
+    vision = CLIPVisionConfig(**sizes)
     text = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=recipe.text.width,
@@ -83,7 +84,7 @@ def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditi
         vision_config=vision,
         text_config=text,
         image_token_index=IMAGE,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + 1,
+        image_seq_length=(sizes["image_size"] // sizes["patch_size"]) ** 2 + 1,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",  # the class token has seen the whole picture
         tie_word_embeddings=True,
