@@ -13,14 +13,15 @@ from tests.shapes.tiny_judges import CLIP, SCHEDULE, VLM, ignore, pictures
 from visalign.rewards.judge import Question
 from visalign.rewards.local_judge import LocalJudge
 from visalign.shapes.judges import clip as clips
-from visalign.shapes.judges.conversations import Batches, Row, collate
+from visalign.shapes.judges.conversations import Batches, Branch, Row, collate
 from visalign.shapes.judges.data import draw_description
 from visalign.shapes.judges.learning import Trainer
-from visalign.shapes.judges.questions import draw_claim, look, put, statements
+from visalign.shapes.judges.questions import draw_claim, look, put, shorten, statements
 from visalign.shapes.judges.recipes import Schedule
+from visalign.shapes.judges.teaching import Teacher
 from visalign.shapes.judges.towers import eyes_of
 from visalign.shapes.judges.training import train_recipe
-from visalign.shapes.judges.vlm import branch_logits, build_processor, build_vlm, vlm_loss
+from visalign.shapes.judges.vlm import Learner, branch_states, build_processor, build_vlm, vlm_loss
 from visalign.shapes.judges.words import build_words
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Clause, Description, place
@@ -56,9 +57,9 @@ def test_every_slot_of_every_question_is_filled_in_known_words(name, words):
     for _ in range(10):
         descriptions = [draw_description(rng) for _ in range(question.pictures)]
         looks = [look(d, place(d, rng), rng.choice((0.0, 0.7))) for d in descriptions]
-        asked, answer = put(question, looks, draw_claim(looks, ["score"], rng), rng)
-        assert not re.search(r"\{\w+\}", asked + answer)
-        assert words.unk_token_id not in words(asked).input_ids + words(answer).input_ids
+        asked = put(question, looks, draw_claim(looks, ["score"], 0.5, rng), rng)
+        assert not re.search(r"\{\w+\}", asked.question + asked.answer)
+        assert words.unk_token_id not in words(asked.question).input_ids + words(asked.answer).input_ids
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +73,37 @@ def test_answers_are_true(words):
     one = look(three, place(three, rng), 0.0)
     wanted = {"total": "3", "flawed": "No", "clean": "Yes", "look15": "5", "color": "red"}
     for kind, answer in wanted.items():
-        assert put(VLM.questions[kind], [one], draw_claim([one], ["score"], rng), rng)[1] == answer
-    claims = [draw_claim([one], ["score"], rng) for _ in range(60)]
+        assert put(VLM.questions[kind], [one], draw_claim([one], ["score"], 0.5, rng), rng).answer == answer
+    claims = [draw_claim([one], ["score"], 0.5, rng) for _ in range(60)]
     for claim in claims:
         right = verify(render([place(three, rng)], 64, 0), [claim.description.metadata()]).strict
         assert (claim.grades[0] == 1.0) <= bool(right)
     assert {c.grades[0] == 1.0 for c in claims} == {True, False}
+    for _ in range(20):
+        asked = put(VLM.questions["present"], [one], claims[0], rng)
+        named = re.search(r"an? (?P<words>[a-z ]+?)(?: in the picture)?\??$", asked.question)
+        if named:
+            assert (asked.answer == "Yes") == (named["words"] in ("star", "red star"))
     assert statements(three) == ["there are three red stars"]
+
+
+def test_claims_that_are_far_off_speak_of_something_else():
+    rng = Random(0)
+    one = look(draw_description(rng), place(draw_description(rng), rng), 0.0)
+    near, far = ([draw_claim([one], ["score"], share, rng) for _ in range(80)] for share in (1.0, 0.0))
+    shapes = {clause.shape for clause in one.description.clauses}
+
+    def shared(claims):
+        wrong = [c.description for c in claims if c.description != one.description]
+        return sum(bool(shapes & {clause.shape for clause in d.clauses}) for d in wrong) / len(wrong)
+
+    assert shared(near) > shared(far) + 0.2
+
+
+def test_words_that_turn_a_meaning_are_never_left_out():
+    rng = Random(0)
+    found = [shorten("Is this image without flaws?", rng) for _ in range(100)]
+    assert all("without" in text for text in found) and len(set(found)) > 3
 
 
 def test_of_two_pictures_the_one_that_fits_is_better():
@@ -86,11 +111,11 @@ def test_of_two_pictures_the_one_that_fits_is_better():
     red, blue = (Description(tag="colors", clauses=(Clause(shape="star", color=c),)) for c in ("red", "blue"))
     looks = [look(d, place(d, rng), 0.0) for d in (red, blue)]
     for _ in range(20):
-        claim = draw_claim(looks, ["score"], rng)
+        claim = draw_claim(looks, ["score"], 0.5, rng)
         if claim.grades[0] != claim.grades[1]:
             second = claim.grades[1] > claim.grades[0]
-            assert put(VLM.questions["winner"], looks, claim, rng)[1] == ("2" if second else "1")
-            assert put(VLM.questions["better"], looks, claim, rng)[1] == ("Yes" if second else "No")
+            assert put(VLM.questions["winner"], looks, claim, rng).answer == ("2" if second else "1")
+            assert put(VLM.questions["better"], looks, claim, rng).answer == ("Yes" if second else "No")
 
 
 @torch.no_grad()
@@ -99,25 +124,24 @@ def test_branches_do_not_see_each_other(clip_folder, words):
     vlm = build_vlm(VLM, clip, len(words)).eval()
     prefix = words("<bos><user>" + "<image>" * 65).input_ids
     texts = (("a red star<end><assistant>", "Yes<end>"), ("blue", "No no no"), ("what is this", "a red star"))
-    branches = [tuple(words(t).input_ids for t in pair) for pair in texts]
+    branches = [Branch(words(question).input_ids, words(answer).input_ids, "") for question, answer in texts]
     pixels = pictures(2)[2]
     rows = [Row(prefix, branches), Row(words("<bos><system>be strict<end>").input_ids + prefix[1:], branches[:1])]
-    ((found, part),) = vlm_parts(vlm, collate(rows, pixels))
-    expected = []
+    ((states, part),) = branch_states(vlm, collate(rows, pixels))
+    found = vlm.lm_head(states[-1][part.weights > 0])
+    expected, ends = [], []
     for row, picture in zip(rows, pixels):
-        for question, answer in row.branches:
-            ids = torch.tensor([row.prefix + question + answer])
+        for branch in row.branches:
+            ids = torch.tensor([row.prefix + branch.question + branch.answer])
             logits = vlm(input_ids=ids, pixel_values=picture[None] * 2 - 1).logits[0]
-            expected.append(logits[len(row.prefix + question) - 1 : -1])
+            expected.append(logits[len(row.prefix + branch.question) - 1 : -1])
+            ends.append(expected[-1][0])
     assert torch.allclose(found, torch.cat(expected), atol=1e-4)
-    answers = [token for row in rows for _, answer in row.branches for token in answer]
+    last = states[-1][torch.arange(len(ends)), part.ends]
+    assert torch.allclose(vlm.lm_head(last), torch.stack(ends), atol=1e-4)
+    answers = [token for row in rows for branch in row.branches for token in branch.answer]
     assert part.targets[part.weights > 0].tolist() == answers
     assert part.weights.sum(dim=1).tolist() == pytest.approx([2**0.5, 3**0.5, 3**0.5, 2**0.5])
-
-
-@torch.no_grad()
-def vlm_parts(vlm, batch):
-    return list(branch_logits(vlm, batch))
 
 
 def test_the_eyes_are_those_of_the_clip(clip_folder, words):
@@ -136,10 +160,9 @@ def test_the_eyes_are_those_of_the_clip(clip_folder, words):
 def test_training_reads_what_the_processor_writes(samples, words):
     processor = build_processor(VLM, patch=8)
     batches = Batches(VLM, words, samples, tokens=65)
-    row = batches._row(
-        [look(d, place(d, Random(0)), 0.0) for d in [draw_description(Random(0))]], batches.all[1], Random(1)
-    )
-    question, answer = row.branches[0]
+    description, phase = draw_description(Random(0)), VLM.phases[-1]
+    row = batches._row([look(description, place(description, Random(0)), 0.0)], batches.groups[-1][1], phase, Random(1))
+    question, answer = row.branches[0].question, row.branches[0].answer
     text = words.decode(question).removesuffix("<end><assistant>")
     system = re.search(r"<system>(.*?)<end>", words.decode(row.prefix))
     turns = [
@@ -154,19 +177,40 @@ def test_training_reads_what_the_processor_writes(samples, words):
 
 def test_it_begins_with_short_wordings_and_short_answers(samples, words):
     batches = Batches(VLM, words, samples, tokens=65)
-    brief = [q for group in batches.brief.values() for q in group]
-    assert all(len(text) <= VLM.short for q in brief for text in (*q.ask, q.answer))
-    assert {q.answer for q in brief} < {q.answer for group in batches.all.values() for q in group}
-    longest = [max(part.tokens.shape[1] for part in batches(step).branches) for step in range(VLM.short_steps + 2)]
-    assert max(longest[: VLM.short_steps]) < 60 < max(longest[VLM.short_steps :])
+    kinds = [[q for group in groups.values() for q in group] for groups in batches.groups]
+    most = VLM.phases[0].longest
+    assert all(len(text) <= most for q in kinds[0] for text in (*q.ask, q.answer))
+    assert [len(found) for found in kinds] == sorted(len(found) for found in kinds) and len(kinds[-1]) == len(VLM.questions)
+    assert set(batches.groups[0]) == {1}
+    assert [batches.phase(step) for step in range(4)] == [0, 1, 2, 2]
+    longest = [max(part.tokens.shape[1] for part in batches(step).branches) for step in range(6)]
+    assert max(longest[:2]) < 60 < max(longest[2:])
+
+
+def test_a_caption_is_learned_where_the_question_holds_it_against_a_picture(samples, words):
+    parts = Batches(VLM, words, samples, tokens=65)(1).branches
+    named = [(words.decode(part.tokens[i]), c) for part in parts for i, c in enumerate(part.captions) if c]
+    assert named and all(caption.lower() in text.lower() for text, caption in named)
+
+
+def test_the_teacher_scales_its_embeddings(clip_folder):
+    teacher = Teacher(clips.load_clip(clip_folder), VLM.size, seed=0)
+    descriptions, _, pixels = pictures(64)
+    captions = [d.caption for d in descriptions]
+    for found in (teacher.texts(captions), teacher.images(pixels)):
+        assert found.mean().abs() < 0.3 and 0.7 < found.std() < 1.3
+    assert torch.allclose(teacher.texts(captions[:2]), teacher.texts(captions)[:2], atol=1e-4)
 
 
 def test_the_vlm_learns(clip_folder, samples, words):
     clip = clips.load_clip(clip_folder)
-    vlm, batch = build_vlm(VLM, clip, len(words)), Batches(VLM, words, samples, tokens=65)(0)
-    trainer = Trainer(vlm, Schedule(**SCHEDULE | {"steps": 12, "learning_rate": 1e-2}))
-    losses = [trainer.train_step(lambda step: vlm_loss(vlm, batch, False)) for _ in range(12)]
+    recipe = VLM.model_copy(update={"schedule": Schedule(**SCHEDULE | {"steps": 12, "learning_rate": 1e-2})})
+    learner, teacher = Learner(recipe, clip, len(words)), Teacher(clip, VLM.size, seed=0)
+    batch, trainer = Batches(recipe, words, samples, tokens=65)(0), Trainer(learner, recipe.schedule)
+    eyes = [p.clone() for p in learner.vlm.model.vision_tower.parameters()]
+    losses = [trainer.train_step(lambda step: vlm_loss(learner, batch, teacher, recipe)) for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]
+    assert all(torch.equal(a, b) for a, b in zip(eyes, learner.vlm.model.vision_tower.parameters()))
 
 
 def test_the_vlm_folder_answers_as_any_judge(vlm_folder):

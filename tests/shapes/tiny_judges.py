@@ -33,6 +33,7 @@ SMALL = {
     "tests": 6,
 }
 TOWER = {"width": 16, "layers": 2, "heads": 2}
+PHASES = [phase.model_dump() | {"steps": 1} for phase in load_recipe("vlm").phases]
 
 
 def small(name, **changes):
@@ -40,7 +41,7 @@ def small(name, **changes):
 
 
 CLIP: ClipRecipe = small("clip", embed=16, vision=TOWER, text=TOWER, faults=2)
-VLM: VlmRecipe = small("vlm", text=TOWER, feed_forward=32, room=60, short_steps=2)
+VLM: VlmRecipe = small("vlm", text=TOWER, feed_forward=32, room=60, phases=PHASES, meaning_layer=1)
 HEADS: dict[str, HeadRecipe] = {n: small(n, hidden=(8,), pictures=12) for n in ("aesthetic", "artifact")}
 MPS: MpsRecipe = small("mps", head=8, heads=2, hidden=16)
 BLIP: BlipRecipe = small("blip", vision=TOWER | {"width": 64}, text=TOWER | {"width": 64})

@@ -13,9 +13,9 @@ Optimizers = Sequence[torch.optim.Optimizer]
 
 
 def descend(loss: Tensor, module: nn.Module, optimizers: Optimizers, rate: float, clip_norm: float) -> float:
-    """One update of all optimisers at a learning rate; returns the loss."""
+    """One update of all optimisers at a learning rate, or what a group takes of it; returns the loss."""
     for group in (g for optimizer in optimizers for g in optimizer.param_groups):
-        group["lr"] = rate
+        group["lr"] = rate * group.get("relative_rate", 1.0)
     module.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), clip_norm)

@@ -14,17 +14,19 @@ from visalign.rewards.heads import EmbeddingHead
 from visalign.rewards.imagereward import HEAD, TEXT, TOKENS, VISION, look, rate
 from visalign.rewards.preprocess import Preprocess
 from visalign.shapes.autoencoder import Progress
+from visalign.shapes.judges.clip import load_clip
 from visalign.shapes.judges.data import CONTENT
 from visalign.shapes.judges.learning import Trainer, fast
 from visalign.shapes.judges.preferences import Batch, Batches, padded, preference_loss, swapped
 from visalign.shapes.judges.recipes import BlipRecipe
+from visalign.shapes.judges.teaching import Teacher
 from visalign.shapes.models import build_tokenizer, vocabulary
 
 
 class Learner(nn.Module):
-    """ImageReward's network, and what reads scenes off its class token while it learns."""
+    """ImageReward's network, and what reads scenes and the teacher's embeddings off its class tokens while it learns."""
 
-    def __init__(self, recipe: BlipRecipe) -> None:
+    def __init__(self, recipe: BlipRecipe, embed: int) -> None:
         super().__init__()
         vision, text = recipe.vision, recipe.text
         torch.manual_seed(recipe.seed)
@@ -36,27 +38,34 @@ class Learner(nn.Module):
             }
         )
         self.scene = nn.Linear(vision.width, CONTENT)
+        self.sight, self.meaning = nn.Linear(vision.width, embed), nn.Linear(text.width, embed)
 
 
-def blip_loss(learner: Learner, batch: Batch, recipe: BlipRecipe) -> Tensor:
-    """Preferences, and the scene read off the picture."""
+def blip_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: BlipRecipe) -> Tensor:
+    """Preferences, and what is read off the picture and, unseen by it, off the text."""
     prepare = Preprocess(recipe.size)
     with fast(recipe.schedule.autocast):
         clean, spoilt = (look(learner.network, prepare(p)).float() for p in (batch.pixels, batch.spoilt))
     tokens = padded(batch.captions)
-    right, wrong, worse = (
+    right, other, wrong, worse = (
         rate(learner.network, images, tokens.input_ids, tokens.attention_mask)
-        for images in (clean, swapped(clean), spoilt)
+        for images in (clean, clean.roll(2, 0), swapped(clean), spoilt)
     )
+    alone = learner.network["text"](**tokens, is_decoder=False).last_hidden_state[:, 0]
+    taught = F.mse_loss(learner.sight(clean[:, 0]), teacher.images(batch.pixels))
+    taught = taught + F.mse_loss(learner.meaning(alone), teacher.texts(batch.captions))
     scene = F.mse_loss(learner.scene(clean[:, 0]), batch.content)
-    return preference_loss(right, wrong, worse, recipe.damaged_weight) + recipe.scene_weight * scene
+    preferred = preference_loss(right, wrong, worse, recipe.damaged_weight) + F.softplus(other - right).mean()
+    return preferred + recipe.scene_weight * scene + recipe.teacher_weight * taught
 
 
 def train_blip(recipe: BlipRecipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
-    """Train, or go on from what `work` holds, and write the model to `output`; the CLIP in `encoder` is not used."""
-    learner, batches = Learner(recipe), Batches(recipe)
+    """Train, or go on from what `work` holds, and write the model to `output`; the CLIP in `encoder` teaches."""
+    clip = load_clip(encoder)
+    teacher = Teacher(clip, recipe.size, recipe.seed)
+    learner, batches = Learner(recipe, clip.text_projection.shape[1]), Batches(recipe)
     trainer = Trainer(learner, recipe.schedule)
-    trainer.run(lambda step: blip_loss(learner, batches(step), recipe), "blip", work, progress)
+    trainer.run(lambda step: blip_loss(learner, batches(step), teacher, recipe), "blip", work, progress)
     save_blip(learner.network, output)
 
 

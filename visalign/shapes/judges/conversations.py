@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 
 import torch
@@ -15,23 +17,34 @@ from visalign.shapes.judges.damage import damage, draw_damage, vary
 from visalign.shapes.judges.data import alter, draw_description
 from visalign.shapes.judges.faults import Samples
 from visalign.shapes.judges.questions import Look, draw_claim, look, put
-from visalign.shapes.judges.recipes import QuestionRecipe, VlmRecipe
+from visalign.shapes.judges.recipes import PhaseRecipe, QuestionRecipe, VlmRecipe
 from visalign.shapes.judges.words import IMAGE, SPECIAL, pieces
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Description, place
 from visalign.shapes.verifier import verify
 
-_SYSTEM = 0.4
 _RELATED = 0.7
 _BORDERS = (32, 64, 128, 1024)
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A question and its answer as token numbers, and the caption that the question holds against pictures, if any."""
+
+    question: list[int]
+    answer: list[int]
+    caption: str
+
+    def __len__(self) -> int:
+        return len(self.question) + len(self.answer)
+
+
+@dataclass(frozen=True)
 class Row:
-    """What all questions of a row see, and the questions with their answers, as token numbers."""
+    """What all questions of a row see, as token numbers, and the questions."""
 
     prefix: list[int]
-    branches: list[tuple[list[int], list[int]]]
+    branches: list[Branch]
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,8 @@ class Branches:
         mask: (N, L) int64, 1 where there is a token.
         targets: (N, L) int64, the next token.
         weights: (N, L) float32, what its loss counts; 0 outside answers.
+        ends: place of each question's last token, (N,) int64.
+        captions: what the questions hold against pictures, N texts; empty where they hold none.
     """
 
     rows: Tensor
@@ -51,6 +66,8 @@ class Branches:
     mask: Tensor
     targets: Tensor
     weights: Tensor
+    ends: Tensor
+    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -75,42 +92,49 @@ def collate(rows: Sequence[Row], pixels: Tensor) -> Batch:
     prefixes = [torch.tensor(row.prefix) for row in rows]
     tokens = pad_sequence(prefixes, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(p) for p in prefixes], batch_first=True, padding_side="left")
-    parts: list[list[tuple[int, list[int], list[int]]]] = [[] for _ in _BORDERS]
+    parts: list[list[tuple[int, Branch]]] = [[] for _ in _BORDERS]
     for number, row in enumerate(rows):
-        for question, answer in row.branches:
-            border = next(i for i, most in enumerate(_BORDERS) if len(question) + len(answer) <= most)
-            parts[border].append((number, question, answer))
+        for branch in row.branches:
+            border = next(i for i, most in enumerate(_BORDERS) if len(branch) <= most)
+            parts[border].append((number, branch))
     return Batch(tokens, mask, pixels, tuple(_branches(part) for part in parts if part))
 
 
-def _branches(part: Sequence[tuple[int, list[int], list[int]]]) -> Branches:
-    """An answer of n tokens counts √n in all, so that captions do not drown verdicts."""
-    tokens = [torch.tensor(question + answer) for _, question, answer in part]
-    # The last token of a question predicts the first of its answer; the answer's last one predicts nothing.
-    weights = [torch.tensor([0.0] * (len(q) - 1) + [len(a) ** -0.5] * len(a) + [0.0]) for _, q, a in part]
+def _branches(part: Sequence[tuple[int, Branch]]) -> Branches:
+    rows, branches = zip(*part, strict=True)
+    tokens = [torch.tensor(branch.question + branch.answer) for branch in branches]
     padded = pad_sequence(tokens, batch_first=True)
     return Branches(
-        rows=torch.tensor([number for number, _, _ in part]),
+        rows=torch.tensor(rows),
         tokens=padded,
         mask=pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True),
         targets=padded.roll(-1, dims=1),
-        weights=pad_sequence(weights, batch_first=True),
+        weights=pad_sequence([_weights(branch) for branch in branches], batch_first=True),
+        ends=torch.tensor([len(branch.question) - 1 for branch in branches]),
+        captions=tuple(branch.caption for branch in branches),
     )
+
+
+def _weights(branch: Branch) -> Tensor:
+    """An answer of n tokens counts √n in all, so that captions do not drown verdicts."""
+    count = len(branch.answer)
+    # The last token of a question predicts the first of its answer; the answer's last one predicts nothing.
+    return torch.tensor([0.0] * (len(branch.question) - 1) + [count**-0.5] * count + [0.0])
 
 
 Groups = dict[int, list[QuestionRecipe]]
 """Questions by the number of their pictures."""
 
 
-def by_pictures(kinds: Sequence[QuestionRecipe]) -> Groups:
-    """The questions in groups."""
-    return {n: [q for q in kinds if q.pictures == n] for n in sorted({q.pictures for q in kinds})}
-
-
-def shortened(kinds: Sequence[QuestionRecipe], most: int) -> list[QuestionRecipe]:
-    """Questions with their short wordings alone; those with a long answer, or without such a wording, are left out."""
-    brief = [(q, tuple(text for text in q.ask if len(text) <= most)) for q in kinds if len(q.answer) <= most]
-    return [q.model_copy(update={"ask": asked}) for q, asked in brief if asked]
+def asked_in(recipe: VlmRecipe, number: int) -> Groups:
+    """The questions of a phase with the wordings that are short enough; where none is, a question is left out."""
+    phase = recipe.phases[number]
+    groups: Groups = {}
+    for question in recipe.questions.values():
+        wordings = tuple(text for text in question.ask if len(text) <= phase.longest)
+        if question.since <= number and wordings and len(question.answer) <= phase.longest:
+            groups.setdefault(question.pictures, []).append(question.model_copy(update={"ask": wordings}))
+    return groups
 
 
 class Batches:
@@ -125,21 +149,28 @@ class Batches:
 
     def __init__(self, recipe: VlmRecipe, tokenizer: PreTrainedTokenizerFast, samples: Samples, tokens: int) -> None:
         self.recipe, self.tokenizer, self.samples, self.tokens = recipe, tokenizer, samples, tokens
-        kinds = list(recipe.questions.values())
-        self.all, self.brief = by_pictures(kinds), by_pictures(shortened(kinds, recipe.short))
-        words = pieces(text for q in kinds for text in q.ask)
+        self.groups = [asked_in(recipe, number) for number in range(len(recipe.phases))]
+        words = pieces(text for q in recipe.questions.values() for text in q.ask)
         self.nonsense = [word.strip() for word in words if word.strip().isalpha()]
         self.seen = verify(samples.pixels, samples.rows).objects
 
+    def phase(self, step: int) -> int:
+        """The number of the phase that a step belongs to."""
+        ends = list(accumulate(phase.steps for phase in self.recipe.phases[:-1]))
+        return bisect_right(ends, step)
+
     def __call__(self, step: int) -> Batch:
-        """The batch of a step."""
-        recipe, rng = self.recipe, Random(f"{self.recipe.seed} vlm {step}")
-        groups = self.brief if step < recipe.short_steps else self.all
+        """The batch of a step; its rows show about as many pictures each, so that little is padded."""
+        rng, number = Random(f"{self.recipe.seed} vlm {step}"), self.phase(step)
+        groups = self.groups[number]
         totals = {n: sum(q.weight for q in group) for n, group in groups.items()}
-        drawn = rng.choices(list(totals), list(totals.values()), k=recipe.schedule.batch - 1)
+        most = max(1, rng.choices(list(totals), list(totals.values()))[0])
+        count = max(1, 2 * self.recipe.schedule.batch // (1 + most))
+        few = [n for n in totals if n < 2] if most == 1 else [most]
+        drawn = rng.choices(few, [totals[n] for n in few], k=count - 1)
         rows, pictures = [], []
-        for pixels, looks, kinds in self._shown([1, *drawn], groups, rng):
-            rows.append(self._row(looks, kinds, rng))
+        for pixels, looks, kinds in self._shown([most, *drawn], groups, rng):
+            rows.append(self._row(looks, kinds, self.recipe.phases[number], rng))
             pictures.append(pixels)
         return collate(rows, torch.cat(pictures))
 
@@ -178,17 +209,18 @@ class Batches:
             halves[1] = halves[0] if rng.random() < 0.4 else alter(halves[0], rng)
         return sorted(halves * (count // 2), key=halves.index) if count > 2 else halves
 
-    def _row(self, looks: list[Look], kinds: list[QuestionRecipe], rng: Random) -> Row:
+    def _row(self, looks: list[Look], kinds: list[QuestionRecipe], phase: PhaseRecipe, rng: Random) -> Row:
         """Questions until the next one does not fit any more."""
-        system = f"<system>{rng.choice(self.recipe.systems)}<end>" if rng.random() < _SYSTEM else ""
+        system = f"<system>{rng.choice(self.recipe.systems)}<end>" if rng.random() < phase.systems else ""
         prefix = f"<bos>{system}<user>" + SPECIAL[IMAGE] * self.tokens * len(looks)
-        branches: list[tuple[list[int], list[int]]] = []
+        branches: list[Branch] = []
         room = self.recipe.room
         while True:
             kind = rng.choices(kinds, [q.weight for q in kinds])[0]
-            question, answer = put(kind, looks, draw_claim(looks, self.nonsense, rng), rng)
-            branch = self._encode(f"{question}<end><assistant>"), self._encode(f"{answer}<end>")
-            room -= len(branch[0]) + len(branch[1])
+            asked = put(kind, looks, draw_claim(looks, self.nonsense, phase.near, rng), rng)
+            question, answer = self._encode(f"{asked.question}<end><assistant>"), self._encode(f"{asked.answer}<end>")
+            branch = Branch(question, answer, asked.caption)
+            room -= len(branch)
             if branches and room < 0:
                 return Row(self._encode(prefix), branches)
             branches.append(branch)

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 from transformers import OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor, OwlViTProcessor
@@ -33,6 +33,8 @@ _ASKED = "a photo of a {}"
 _LIGHT = 0.5
 _FOCUS = 2.0
 """Exponent of the focal loss."""
+_SHARPNESS = 10.0
+"""What the cosine of a patch and a class is multiplied with at the start."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,18 @@ def build_detector(recipe: DetectorRecipe, clip: Clip) -> Owl:
     owl.owlvit.text_model.requires_grad_(False)
     owl.owlvit.visual_projection.requires_grad_(False)  # serves retrieval, not detection
     owl.owlvit.logit_scale.requires_grad_(False)
+    even_out(owl)
     return owl
+
+
+@torch.no_grad()
+def even_out(owl: Owl) -> None:
+    """Let the heads keep the spread of what they read, and boxes start at their patches: OWL-ViT draws all with spread 1."""
+    for head in (owl.class_head, owl.box_head):
+        for linear in (m for m in head.modules() if isinstance(m, nn.Linear)):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+    nn.init.zeros_(owl.box_head.dense2.weight)
+    nn.init.constant_(owl.class_head.logit_scale.bias, _SHARPNESS)
 
 
 def predict(owl: Owl, pixels: Tensor, queries: Tensor, autocast: bool) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from visalign.shapes.autoencoder import Progress, one_cycle
 from visalign.shapes.descent import descend, follow, optimizer_tensors, restore_optimizers, write_state
 from visalign.shapes.judges.recipes import Schedule
 
-_BLOCKS = ("resblocks.", "layers.")
+_BLOCKS = ("blocks.", "layers.", "layer.")
 
 Loss = Callable[[int], Tensor]
 """The loss of a step, from nothing but its number and the weights."""
@@ -34,8 +34,8 @@ def fast(enabled: bool) -> Iterator[None]:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
 
 
-def make_optimizers(module: nn.Module, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of transformer blocks, AdamW for the rest; Muon's steps have the size of AdamW's."""
+def make_optimizers(module: nn.Module, weight_decay: float, matrix_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of transformer blocks, AdamW for the rest; Muon's steps have `matrix_rate` times the size."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if p.ndim == 2 and p.shape.numel() > 4096 and any(b in n for b in _BLOCKS)]
     inside = {id(p) for p in matrices}
@@ -45,7 +45,7 @@ def make_optimizers(module: nn.Module, weight_decay: float) -> list[torch.optim.
     ]
     if matrices:
         muon = torch.optim.Muon(
-            matrices, lr=0.0, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            [{"params": matrices, "relative_rate": matrix_rate}], lr=0.0, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
         optimizers.append(muon)
     return optimizers
@@ -62,7 +62,7 @@ class Trainer:
     def __init__(self, module: nn.Module, schedule: Schedule) -> None:
         self.module, self.schedule = module, schedule
         self.average = copy.deepcopy(module).requires_grad_(False)
-        self.optimizers = make_optimizers(module, schedule.weight_decay)
+        self.optimizers = make_optimizers(module, schedule.weight_decay, schedule.matrix_rate)
         self.step = 0
 
     def run(self, loss: Loss, label: str, folder: Path, progress: Progress) -> None:

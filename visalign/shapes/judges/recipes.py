@@ -28,6 +28,8 @@ class Schedule(Strict):
     learning_rate: float = Field(gt=0)
     warmup: int = Field(gt=0)
     ema_decay: float = Field(ge=0, lt=1)
+    matrix_rate: float = 1.0
+    """Learning rate of the matrices inside transformer blocks, as a multiple."""
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     autocast: bool = True
@@ -124,6 +126,8 @@ class BlipRecipe(PreferenceRecipe):
     text: TowerRecipe
     scene_weight: float = Field(ge=0)
     """Of reading the scene off the class token."""
+    teacher_weight: float = Field(ge=0)
+    """Of reading the embeddings of `shapes/clip` off picture and text."""
 
 
 class Blip2Recipe(BlipRecipe):
@@ -165,12 +169,26 @@ class QuestionRecipe(Strict):
     """A kind of question: wordings and the answer, with slots that `questions.slots` fills."""
 
     weight: float = Field(1.0, gt=0)
+    since: int = Field(0, ge=0)
+    """The phase from which on it is asked."""
     pictures: int = Field(1, ge=0, le=4)
     """More than two are the frames of a video."""
     quality: bool = False
     """It asks for looks alone, so it can be asked about samples of the base model."""
     ask: tuple[str, ...]
     answer: str
+
+
+class PhaseRecipe(Strict):
+    """A part of a training: what is asked comes from easy to hard."""
+
+    steps: int = Field(gt=0)
+    longest: int = Field(gt=0)
+    """Most characters of a wording, and of its answer."""
+    near: float = Field(ge=0, le=1)
+    """Share of the wrong claims that are wrong in one fact or two, not in all."""
+    systems: float = Field(ge=0, le=1)
+    """Share of the rows that have a system turn."""
 
 
 class VlmRecipe(Strict):
@@ -185,10 +203,11 @@ class VlmRecipe(Strict):
     """Longest conversation in tokens."""
     room: int = Field(gt=0)
     """Tokens of questions and answers about the same pictures that are learned in one row, unseen by each other."""
-    short_steps: int = Field(ge=0)
-    """Steps at the start with short wordings alone, of which a row holds many more."""
-    short: int = Field(gt=0)
-    """Most characters of a short wording, and of its answer."""
+    phases: tuple[PhaseRecipe, ...]
+    """One after another; the last goes on to the end."""
+    meaning_layer: int = Field(gt=0)
+    """After which layer of the text the meaning of captions is read."""
+    meaning_weight: float = Field(ge=0)
     damaged: float = Field(ge=0, lt=1)
     sampled: float = Field(ge=0, lt=1)
     """Share of one-picture rows that show a sample of the base model."""
@@ -196,7 +215,6 @@ class VlmRecipe(Strict):
     samples: SampleRecipe
     tests: int = Field(gt=0)
     systems: tuple[str, ...]
-    """System turns; half of the rows have one."""
     questions: dict[str, QuestionRecipe]
 
 

@@ -32,6 +32,7 @@ from visalign.shapes.judges.faults import training_samples
 from visalign.shapes.judges.learning import Trainer, fast
 from visalign.shapes.judges.questions import DONE, INJECTIONS, KEPT, WHOLE
 from visalign.shapes.judges.recipes import VlmRecipe
+from visalign.shapes.judges.teaching import Teacher
 from visalign.shapes.judges.towers import eyes_of, picture_processor, vision_sizes
 from visalign.shapes.judges.words import BOS, END, IMAGE, PAD, TEMPLATE, build_words
 from visalign.shapes.render import render
@@ -41,6 +42,8 @@ Vlm = Any
 
 _CHUNK = 32
 _PICTURES = 256
+_QUIET = 0.3
+"""Spread of the first logits."""
 
 
 def vlm_texts(recipe: VlmRecipe) -> list[str]:
@@ -74,11 +77,10 @@ def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditi
         num_hidden_layers=recipe.text.layers,
         num_attention_heads=recipe.text.heads,
         max_position_embeddings=recipe.context,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=END,
-        initializer_range=recipe.text.width**-0.5 / 2,
     )
     config = LlavaConfig(
         vision_config=vision,
@@ -87,13 +89,14 @@ def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditi
         image_seq_length=(sizes["image_size"] // sizes["patch_size"]) ** 2 + 1,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",  # the class token has seen the whole picture
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         dtype="float32",
     )
     torch.manual_seed(recipe.seed)
     vlm = LlavaForConditionalGeneration(config)
     vlm.model.vision_tower.load_state_dict(dict(eyes_of(visual, layers)), strict=False)
     even_out(vlm, recipe)
+    speak_up(vlm, recipe)
     vlm.generation_config.eos_token_id, vlm.generation_config.pad_token_id = END, PAD
     return vlm
 
@@ -111,6 +114,19 @@ def even_out(vlm: Vlm, recipe: VlmRecipe) -> None:
         nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
     projector.linear_1.weight /= seen.std(0)
     projector.linear_1.bias.copy_(-projector.linear_1.weight @ seen.mean(0))
+
+
+@torch.no_grad()
+def speak_up(vlm: Vlm, recipe: VlmRecipe) -> None:
+    """Let words start as loud as pictures, and layers add to what is there instead of drowning it."""
+    text = vlm.model.language_model
+    nn.init.normal_(text.embed_tokens.weight)
+    nn.init.normal_(vlm.lm_head.weight, std=_QUIET * recipe.text.width**-0.5)
+    for layer in text.layers:
+        for linear in (m for m in layer.modules() if isinstance(m, nn.Linear)):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.weight *= (2 * recipe.text.layers) ** -0.5
 
 
 def save_vlm(vlm: Vlm, processor: LlavaProcessor, folder: Path) -> None:
@@ -131,8 +147,22 @@ def load_vlm(folder: Path) -> tuple[Vlm, Any]:
     return vlm.eval().requires_grad_(False), AutoProcessor.from_pretrained(folder)
 
 
-def branch_logits(vlm: Vlm, batch: Batch) -> Iterator[tuple[Tensor, Branches]]:
-    """Logits (M, V) of all M tokens that are learned, for each part of the branches.
+class Learner(nn.Module):
+    """The model, and what reads the meaning of a caption off its middle layer while it learns.
+
+    The eyes stay as they are: while the text knows nothing, its gradients would ruin them. What a caption means is
+    taught by the CLIP's text tower, because answers alone do not tell for long which words matter.
+    """
+
+    def __init__(self, recipe: VlmRecipe, clip: Clip, vocabulary: int) -> None:
+        super().__init__()
+        self.vlm: Vlm = build_vlm(recipe, clip, vocabulary)
+        self.vlm.model.vision_tower.requires_grad_(False)
+        self.meaning = nn.Linear(recipe.text.width, clip.text_projection.shape[1])
+
+
+def branch_states(vlm: Vlm, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], Branches]]:
+    """States (N, L, D) after each layer, for each part of the branches.
 
     Prefixes are read once; branches go on from their keys and values, so that no branch sees another.
     """
@@ -148,25 +178,32 @@ def branch_logits(vlm: Vlm, batch: Batch) -> Iterator[tuple[Tensor, Branches]]:
         memory = DynamicCache()
         for number, layer in enumerate(seen.layers):
             memory.update(layer.keys.index_select(0, part.rows), layer.values.index_select(0, part.rows), number)
-        states = vlm.model.language_model(
+        yield vlm.model.language_model(
             input_ids=part.tokens,
             attention_mask=torch.cat([batch.mask[part.rows], part.mask], dim=1),
             position_ids=batch.mask.sum(dim=1)[part.rows][:, None] + torch.arange(part.tokens.shape[1]),
             past_key_values=memory,
             use_cache=True,
-        ).last_hidden_state
-        yield vlm.lm_head(states[part.weights > 0]), part
+            output_hidden_states=True,
+        ).hidden_states, part
 
 
-def vlm_loss(vlm: Vlm, batch: Batch, autocast: bool) -> Tensor:
-    """Weighted cross-entropy of the answers' tokens."""
-    losses, weights = [], []
-    with fast(autocast):
-        for logits, part in branch_logits(vlm, batch):
+def vlm_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: VlmRecipe) -> Tensor:
+    """Weighted cross-entropy of the answers' tokens, and how far what is read of captions is from what they mean."""
+    losses, weights, distances = [], [], []
+    with fast(recipe.schedule.autocast):
+        for states, part in branch_states(learner.vlm, batch):
             learned = part.weights > 0
+            logits = learner.vlm.lm_head(states[-1][learned])
             losses.append(F.cross_entropy(logits.float(), part.targets[learned], reduction="none"))
             weights.append(part.weights[learned])
-    return torch.cat(losses) @ torch.cat(weights) / torch.cat(weights).sum()
+            asked = [i for i, caption in enumerate(part.captions) if caption]
+            if asked:
+                read = learner.meaning(states[recipe.meaning_layer][asked, part.ends[asked]]).float()
+                meant = teacher.texts([part.captions[i] for i in asked])
+                distances.append((read - meant).square().mean(1))
+    answers = torch.cat(losses) @ torch.cat(weights) / torch.cat(weights).sum()
+    return answers + recipe.meaning_weight * torch.cat(distances).mean()
 
 
 def train_vlm(recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
@@ -174,12 +211,12 @@ def train_vlm(recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progre
     clip = load_clip(encoder)
     processor = build_processor(recipe, clip.visual.conv1.kernel_size[0])
     tokenizer: PreTrainedTokenizerFast = processor.tokenizer
-    vlm = build_vlm(recipe, clip, len(tokenizer))
+    learner, teacher = Learner(recipe, clip, len(tokenizer)), Teacher(clip, recipe.size, recipe.seed)
     samples = training_samples(recipe.samples, recipe.seed, work)
-    batches = Batches(recipe, tokenizer, samples, vlm.config.image_seq_length)
-    trainer = Trainer(vlm, recipe.schedule)
-    trainer.run(lambda step: vlm_loss(vlm, batches(step), recipe.schedule.autocast), "vlm", work, progress)
-    save_vlm(vlm, processor, output)
+    batches = Batches(recipe, tokenizer, samples, learner.vlm.config.image_seq_length)
+    trainer = Trainer(learner, recipe.schedule)
+    trainer.run(lambda step: vlm_loss(learner, batches(step), teacher, recipe), "vlm", work, progress)
+    save_vlm(learner.vlm, processor, output)
 
 
 @torch.no_grad()
