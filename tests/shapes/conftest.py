@@ -9,6 +9,7 @@ from tests.shapes.tiny_judges import CLIP
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges.data import draw_scenes
 from visalign.shapes.judges.faults import Samples, unexplained
+from visalign.shapes.judges.teaching import Teacher
 from visalign.shapes.recipe import AutoencoderRecipe, DenoiserRecipe, Recipe, StageRecipe, TextRecipe
 from visalign.shapes.render import render
 
@@ -31,6 +32,12 @@ def shaken_clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shaken")
     clips.save_clip(clip, CLIP, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(shaken_clip) -> Teacher:
+    """What a tiny CLIP teaches."""
+    return Teacher(clips.load_clip(shaken_clip), 64, seed=0)
 
 
 @pytest.fixture(scope="session")

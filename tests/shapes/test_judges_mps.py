@@ -6,12 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.shapes.tiny_judges import MPS, ignore, pictures
+from tests.shapes.tiny_judges import MPS, fall, ignore, pictures
 from visalign.rewards.mps import MPS as Reward
 from visalign.rewards.mps import look, preference, read
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges import mps
-from visalign.shapes.judges.learning import Trainer
 from visalign.shapes.judges.preferences import Batches
 from visalign.shapes.judges.towers import as_transformers
 from visalign.shapes.judges.training import train_recipe
@@ -51,9 +50,7 @@ def test_the_eyes_stay_and_the_loss_falls_on_one_batch(shaken_clip):
     network, batch = mps.build_mps(MPS, shaken_clip), Batches(MPS)(0)
     before = {k: v.clone() for k, v in network["model"].state_dict().items()}
     condition = mps.condition_of(network)
-    trainer = Trainer(network, MPS.schedule.model_copy(update={"steps": 30, "learning_rate": 1e-2}))
-    losses = [trainer.train_step(lambda _: mps.mps_loss(network, batch, condition, MPS)) for _ in range(30)]
-    assert losses[-1] < losses[0] - 1e-3
+    assert fall(network, MPS, lambda: mps.mps_loss(network, batch, condition, MPS), steps=30, rate=1e-2) > 1e-3
     assert all(torch.equal(v, before[k]) for k, v in network["model"].state_dict().items())
 
 

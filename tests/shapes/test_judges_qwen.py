@@ -8,13 +8,12 @@ from random import Random
 import pytest
 import torch
 
-from tests.shapes.tiny_judges import QWENS, ignore, pictures
+from tests.shapes.tiny_judges import QWENS, fall, ignore, pictures
 from visalign import registry
 from visalign.rewards.base import Weights
 from visalign.rewards.token_head import weights_of
 from visalign.shapes.judges import qwen
 from visalign.shapes.judges.data import draw_scenes
-from visalign.shapes.judges.learning import Trainer
 from visalign.shapes.judges.training import train_recipe
 from visalign.shapes.reading import read_objects
 from visalign.shapes.scenes import drift
@@ -22,11 +21,11 @@ from visalign.types import InputError, Media, Prompts
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, shaken_clip):
     made = {}
     for name, recipe in QWENS.items():
         made[name] = tmp_path_factory.mktemp(name)
-        train_recipe(recipe, made[name], made[name], resume=False, progress=ignore)
+        train_recipe(recipe, made[name], shaken_clip, resume=False, progress=ignore)
     return made
 
 
@@ -64,12 +63,16 @@ def test_equal_ratings_lose_log_two_and_doubt_softens():
 
 
 @pytest.mark.parametrize("name", sorted(QWENS))
-def test_the_loss_falls_on_one_batch(name, tmp_path):
-    recipe = QWENS[name]
-    learner = qwen.Learner(recipe, tmp_path)
-    trainer = Trainer(learner, recipe.schedule.model_copy(update={"steps": 15, "learning_rate": 5e-3}))
-    losses = [trainer.train_step(lambda _: qwen.LOSSES[name](learner, 0, recipe)) for _ in range(15)]
-    assert losses[-1] < 0.9 * losses[0]
+def test_the_loss_falls_on_one_batch(name, tmp_path, teacher):
+    recipe, loss = QWENS[name], qwen.LOSSES[name]
+    learner = qwen.Learner(recipe, tmp_path, 16)
+    assert fall(learner, recipe, lambda: loss(learner, 0, teacher, recipe), steps=15, rate=5e-3) > 0.1
+
+
+def test_wrong_pictures_are_easy_at_first():
+    recipe = QWENS["hpsv3"].model_copy(update={"easy_steps": 1})
+    rows = torch.arange(6)
+    assert [qwen.rivals(rows, step, recipe).tolist() for step in range(2)] == [[4, 5, 0, 1, 2, 3], [1, 0, 3, 2, 5, 4]]
 
 
 def test_the_rewards_load_the_folders_alone(folders):

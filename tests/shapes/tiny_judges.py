@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from visalign.shapes.judges.data import draw_scenes
+from visalign.shapes.judges.learning import Trainer
 from visalign.shapes.judges.recipes import (
     Blip2Recipe,
     BlipRecipe,
@@ -57,3 +58,10 @@ def ignore(stage, done, total, loss):
 def pictures(count, seed=0):
     descriptions, scenes = draw_scenes(count, Random(seed))
     return descriptions, scenes, render(scenes, 64, seed)
+
+
+def fall(module, recipe, loss, steps, rate):
+    """By what share the loss of one batch falls while a module learns it."""
+    trainer = Trainer(module, recipe.schedule.model_copy(update={"steps": steps, "learning_rate": rate}))
+    losses = [trainer.train_step(lambda _: loss()) for _ in range(steps)]
+    return 1 - losses[-1] / losses[0]

@@ -15,16 +15,15 @@ from visalign.rewards.imagereward import HEAD, TEXT, TOKENS, VISION, look, rate
 from visalign.rewards.preprocess import Preprocess
 from visalign.shapes.autoencoder import Progress
 from visalign.shapes.judges.clip import load_clip
-from visalign.shapes.judges.data import CONTENT
 from visalign.shapes.judges.learning import Trainer, fast
-from visalign.shapes.judges.preferences import Batch, Batches, padded, preference_loss, swapped
+from visalign.shapes.judges.preferences import Batch, Batches, Taught, padded, preference_loss, swapped
 from visalign.shapes.judges.recipes import BlipRecipe
 from visalign.shapes.judges.teaching import Teacher
 from visalign.shapes.models import build_tokenizer, vocabulary
 
 
 class Learner(nn.Module):
-    """ImageReward's network, and what reads scenes and the teacher's embeddings off its class tokens while it learns."""
+    """ImageReward's network, and what is read off its class tokens while it learns."""
 
     def __init__(self, recipe: BlipRecipe, embed: int) -> None:
         super().__init__()
@@ -37,8 +36,7 @@ class Learner(nn.Module):
                 "head": EmbeddingHead("", [text.width, 1]),
             }
         )
-        self.scene = nn.Linear(vision.width, CONTENT)
-        self.sight, self.meaning = nn.Linear(vision.width, embed), nn.Linear(text.width, embed)
+        self.taught = Taught(vision.width, text.width, embed)
 
 
 def blip_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: BlipRecipe) -> Tensor:
@@ -52,11 +50,8 @@ def blip_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: BlipReci
         for images in (clean, clean.roll(2, 0), swapped(clean), spoilt)
     )
     alone = learner.network["text"](**tokens, is_decoder=False).last_hidden_state[:, 0]
-    taught = F.mse_loss(learner.sight(clean[:, 0]), teacher.images(batch.pixels))
-    taught = taught + F.mse_loss(learner.meaning(alone), teacher.texts(batch.captions))
-    scene = F.mse_loss(learner.scene(clean[:, 0]), batch.content)
     preferred = preference_loss(right, wrong, worse, recipe.damaged_weight) + F.softplus(other - right).mean()
-    return preferred + recipe.scene_weight * scene + recipe.teacher_weight * taught
+    return preferred + learner.taught(clean[:, 0], alone, batch, teacher, recipe)
 
 
 def train_blip(recipe: BlipRecipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:

@@ -13,10 +13,11 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from visalign.rewards.hummingbird import best_query
 from visalign.rewards.preprocess import Preprocess
 from visalign.shapes.autoencoder import Progress
-from visalign.shapes.judges.data import CONTENT
+from visalign.shapes.judges.clip import load_clip
 from visalign.shapes.judges.learning import Trainer, fast
-from visalign.shapes.judges.preferences import Batch, Batches, padded, preference_loss, swapped
+from visalign.shapes.judges.preferences import Batch, Batches, Taught, padded, preference_loss, swapped
 from visalign.shapes.judges.recipes import Blip2Recipe
+from visalign.shapes.judges.teaching import Teacher
 from visalign.shapes.models import MAX_TOKENS, PAD, build_tokenizer, vocabulary
 
 Blip2 = Any
@@ -28,13 +29,13 @@ _RANGE = 0.02
 
 
 class Learner(nn.Module):
-    """The BLIP-2, what reads scenes off its class token, and the temperature, while it learns."""
+    """The BLIP-2, what is read off its class tokens, and the temperature, while it learns."""
 
-    def __init__(self, recipe: Blip2Recipe) -> None:
+    def __init__(self, recipe: Blip2Recipe, embed: int) -> None:
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.model: Blip2 = build_blip2(recipe)
-        self.scene = nn.Linear(recipe.vision.width, CONTENT)
+        self.taught = Taught(recipe.vision.width, recipe.embed, embed)
         self.scale = nn.Parameter(torch.tensor(_SCALE).log())
 
 
@@ -72,8 +73,8 @@ def build_blip2(recipe: Blip2Recipe) -> Blip2:
     return model
 
 
-def blip2_loss(learner: Learner, batch: Batch, recipe: Blip2Recipe) -> Tensor:
-    """Preferences, each caption's picture among all of the batch, and the scene read off the picture."""
+def blip2_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: Blip2Recipe) -> Tensor:
+    """Preferences, each caption's picture among all of the batch, and what is read off pictures and texts."""
     prepare, tokens = Preprocess(recipe.size, "squash"), padded(batch.captions)
     with fast(recipe.schedule.autocast):
         clean, spoilt = (learner.model(pixel_values=prepare(p), **tokens) for p in (batch.pixels, batch.spoilt))
@@ -83,16 +84,19 @@ def blip2_loss(learner: Learner, batch: Batch, recipe: Blip2Recipe) -> Tensor:
         scale * best_query(seen, texts) for seen in (queries, swapped(queries), spoilt.image_embeds.float())
     )
     among = scale * torch.einsum("bqd,td->tbq", queries, texts).amax(-1)  # (T, B)
-    scene = F.mse_loss(learner.scene(clean.vision_model_output.last_hidden_state[:, 0].float()), batch.content)
     preferred = preference_loss(right, wrong, worse, recipe.damaged_weight)
-    return preferred + F.cross_entropy(among, torch.arange(len(texts))) + recipe.scene_weight * scene
+    seen = clean.vision_model_output.last_hidden_state[:, 0].float()
+    taught = learner.taught(seen, texts, batch, teacher, recipe)
+    return preferred + F.cross_entropy(among, torch.arange(len(texts))) + taught
 
 
 def train_blip2(recipe: Blip2Recipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
-    """Train, or go on from what `work` holds, and write the model to `output`; the CLIP in `encoder` is not used."""
-    learner, batches = Learner(recipe), Batches(recipe)
+    """Train, or go on from what `work` holds, and write the model to `output`; the CLIP in `encoder` teaches."""
+    clip = load_clip(encoder)
+    teacher = Teacher(clip, recipe.size, recipe.seed)
+    learner, batches = Learner(recipe, clip.text_projection.shape[1]), Batches(recipe)
     trainer = Trainer(learner, recipe.schedule)
-    trainer.run(lambda step: blip2_loss(learner, batches(step), recipe), "blip2", work, progress)
+    trainer.run(lambda step: blip2_loss(learner, batches(step), teacher, recipe), "blip2", work, progress)
     save_blip2(learner.model, output)
 
 

@@ -87,7 +87,7 @@ def build_detector(recipe: DetectorRecipe, clip: Clip) -> Owl:
 
 @torch.no_grad()
 def even_out(owl: Owl) -> None:
-    """Let the heads keep the spread of what they read, and boxes start at their patches: OWL-ViT draws all with spread 1."""
+    """Let the heads keep the spread of what they read, and boxes start at their patches; OWL-ViT's have spread 1."""
     for head in (owl.class_head, owl.box_head):
         for linear in (m for m in head.modules() if isinstance(m, nn.Linear)):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)

@@ -35,7 +35,7 @@ def fast(enabled: bool) -> Iterator[None]:
 
 
 def make_optimizers(module: nn.Module, weight_decay: float, matrix_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of transformer blocks, AdamW for the rest; Muon's steps have `matrix_rate` times the size."""
+    """Muon for the matrices of transformer blocks, with steps `matrix_rate` times as long, AdamW for the rest."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if p.ndim == 2 and p.shape.numel() > 4096 and any(b in n for b in _BLOCKS)]
     inside = {id(p) for p in matrices}
@@ -45,7 +45,11 @@ def make_optimizers(module: nn.Module, weight_decay: float, matrix_rate: float) 
     ]
     if matrices:
         muon = torch.optim.Muon(
-            [{"params": matrices, "relative_rate": matrix_rate}], lr=0.0, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            [{"params": matrices, "relative_rate": matrix_rate}],
+            lr=0.0,
+            momentum=0.95,
+            weight_decay=weight_decay,
+            adjust_lr_fn="match_rms_adamw",
         )
         optimizers.append(muon)
     return optimizers

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visalign.shapes.judges.damage import damage, draw_damage, vary
-from visalign.shapes.judges.data import content, draw_scenes, shown
-from visalign.shapes.judges.recipes import PreferenceRecipe
+from visalign.shapes.judges.data import CONTENT, content, draw_scenes, shown
+from visalign.shapes.judges.recipes import PreferenceRecipe, TaughtRecipe
+from visalign.shapes.judges.teaching import Teacher
 from visalign.shapes.models import build_tokenizer
 from visalign.shapes.render import render
 
@@ -48,6 +49,28 @@ class Batches:
         kinds, strength = draw_damage(len(scenes), 1.0, rng.getrandbits(62))
         spoilt = damage(pixels, kinds, strength, rng.getrandbits(62))
         return Batch(pixels, spoilt, tuple(d.caption for d in descriptions), content(shown(scenes)))
+
+
+class Taught(nn.Module):
+    """What reads scenes, and the teacher's embeddings, off pictures and texts while a judge learns.
+
+    Args:
+        picture: width of what is read of a picture.
+        text: width of what is read of a text.
+        embed: width of the teacher's embeddings.
+    """
+
+    def __init__(self, picture: int, text: int, embed: int) -> None:
+        super().__init__()
+        self.scene = nn.Linear(picture, CONTENT)
+        self.sight, self.meaning = nn.Linear(picture, embed), nn.Linear(text, embed)
+
+    def forward(self, picture: Tensor, text: Tensor, batch: Batch, teacher: Teacher, recipe: TaughtRecipe) -> Tensor:
+        """How far what is read of pictures (B, P) and texts (B, T) is from the truth, by the recipe's weights."""
+        scene = F.mse_loss(self.scene(picture), batch.content)
+        sight = F.mse_loss(self.sight(picture), teacher.images(batch.pixels))
+        meaning = F.mse_loss(self.meaning(text), teacher.texts(batch.captions))
+        return recipe.scene_weight * scene + recipe.teacher_weight * (sight + meaning)
 
 
 def padded(captions: Sequence[str]) -> Any:

@@ -24,11 +24,14 @@ from transformers import (
 from visalign.rewards import hpsv3, videoalign
 from visalign.rewards.token_head import TokenHead, build_head, filled
 from visalign.shapes.autoencoder import Progress
+from visalign.shapes.judges.clip import load_clip
 from visalign.shapes.judges.damage import damage, draw_damage, vary
-from visalign.shapes.judges.data import CONTENT, content, draw_scenes, shown
+from visalign.shapes.judges.data import content, draw_scenes, shown
 from visalign.shapes.judges.learning import Trainer, fast
-from visalign.shapes.judges.preferences import Batches, preference_loss, swapped
+from visalign.shapes.judges.preferences import Batch, Batches, Taught, preference_loss, swapped
 from visalign.shapes.judges.recipes import QwenRecipe
+from visalign.shapes.judges.teaching import Teacher
+from visalign.shapes.judges.towers import speak_up
 from visalign.shapes.judges.words import BOS, END, PAD, build_words
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Scene, drift, place
@@ -109,9 +112,9 @@ def config(recipe: QwenRecipe, words: PreTrainedTokenizerFast) -> Qwen2VLConfig:
 
 
 class Learner(nn.Module):
-    """A fresh model with its head, loaded as the reward loads it, and what reads scenes off its last token."""
+    """A fresh model with its head, loaded as the reward loads it, and what is read off its last token."""
 
-    def __init__(self, recipe: QwenRecipe, folder: Path) -> None:
+    def __init__(self, recipe: QwenRecipe, folder: Path, embed: int) -> None:
         super().__init__()
         save_base(recipe, folder)
         head = HEADS[recipe.name]
@@ -119,13 +122,14 @@ class Learner(nn.Module):
         sized.text_config.vocab_size += len(head.tokens)
         torch.manual_seed(recipe.seed)
         model: Any = Qwen2VLForConditionalGeneration(sized)
+        speak_up(model.model.language_model)
         # One number a token for videos: each token has a row of its own.
         top = build_head(recipe.text.width, head, width=len(head.tokens))
         save_weights(model.model.state_dict(), top.state_dict(), folder)
         self.net = TokenHead(str(folder), folder / _WEIGHTS, head, torch.float32)
         self.model: Any = self.net.model.requires_grad_(True)
         self.head = self.net.head.requires_grad_(True)
-        self.scene = nn.Linear(recipe.text.width, CONTENT)
+        self.taught = Taught(recipe.text.width, recipe.text.width, embed)
 
 
 def save_weights(model: dict[str, Tensor], head: dict[str, Tensor], folder: Path) -> None:
@@ -134,17 +138,22 @@ def save_weights(model: dict[str, Tensor], head: dict[str, Tensor], folder: Path
     save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, folder / _WEIGHTS)
 
 
-def image_loss(learner: Learner, step: int, recipe: QwenRecipe) -> Tensor:
+def rivals(pictures: Tensor, step: int, recipe: QwenRecipe) -> Tensor:
+    """Pictures (B, ...) that are wrong for each caption: of another pair at first, then of the same one."""
+    return pictures.roll(2, 0) if step < recipe.easy_steps else swapped(pictures)
+
+
+def image_loss(learner: Learner, step: int, teacher: Teacher, recipe: QwenRecipe) -> Tensor:
     """HPSv3's: the chance that one of two normal ratings is greater, for the right and for the clean picture."""
     batch = Batches(recipe)(step)
     texts = [filled(RUBRICS[recipe.name], caption) for caption in batch.captions]
-    views = (batch.pixels, swapped(batch.pixels), batch.spoilt)
+    views = (batch.pixels, rivals(batch.pixels, step, recipe), batch.spoilt)
     with fast(recipe.schedule.autocast):
         states = learner.net.states([p for view in views for p in view], texts * len(views), "image").float()
     right, wrong, worse = learner.head(states)[:, 0].chunk(3)  # (B, 2) each
-    scene = F.mse_loss(learner.scene(states[: len(texts), 0]), batch.content)
+    last = states[: len(texts), 0]
     ranked = ranking_loss(right, wrong) + recipe.damaged_weight * ranking_loss(right, worse)
-    return ranked + recipe.scene_weight * scene
+    return ranked + learner.taught(last, last, batch, teacher, recipe)
 
 
 def ranking_loss(better: Tensor, worse: Tensor) -> Tensor:
@@ -171,6 +180,11 @@ class Clips:
     captions: tuple[str, ...]
     content: Tensor
 
+    @property
+    def first(self) -> Batch:
+        """The first frames."""
+        return Batch(self.smooth[:, 0], self.spoilt[:, 0], self.captions, self.content)
+
 
 def draw_clips(recipe: QwenRecipe, step: int) -> Clips:
     """The videos of a step."""
@@ -191,11 +205,11 @@ def draw_video(scenes: list[list[Scene]], size: int, rng: Random) -> Tensor:
     return torch.stack(frames, 1)
 
 
-def video_loss(learner: Learner, step: int, recipe: QwenRecipe) -> Tensor:
+def video_loss(learner: Learner, step: int, teacher: Teacher, recipe: QwenRecipe) -> Tensor:
     """Bradley-Terry for each token: quality by damage, motion by smoothness, alignment by the caption."""
     clips = draw_clips(recipe, step)
     texts = [filled(RUBRICS[recipe.name], caption) for caption in clips.captions]
-    views = (clips.smooth, swapped(clips.smooth), clips.jumpy, clips.spoilt)
+    views = (clips.smooth, rivals(clips.smooth, step, recipe), clips.jumpy, clips.spoilt)
     with fast(recipe.schedule.autocast):
         states = learner.net.states([v for view in views for v in view], texts * len(views), "video").float()
     scores = videoalign.per_token(learner.head(states))  # (4B, 3)
@@ -203,17 +217,23 @@ def video_loss(learner: Learner, step: int, recipe: QwenRecipe) -> Tensor:
     quality = F.softplus(spoilt[:, 0] - right[:, 0]).mean()
     motion = F.softplus(jumpy[:, 1] - right[:, 1]).mean()
     alignment = preference_loss(right[:, 2], wrong[:, 2], spoilt[:, 2], 0.0)
-    scene = F.mse_loss(learner.scene(states[: len(texts), -1]), clips.content)
-    return alignment + recipe.damaged_weight * (quality + motion) + recipe.scene_weight * scene
+    last = states[: len(texts), -1]
+    return (
+        alignment
+        + recipe.damaged_weight * (quality + motion)
+        + learner.taught(last, last, clips.first, teacher, recipe)
+    )
 
 
 LOSSES = {"hpsv3": image_loss, "videoalign": video_loss}
 
 
 def train_qwen(recipe: QwenRecipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
-    """Train, or go on from what `work` holds, and write the model to `output`; the CLIP in `encoder` is not used."""
-    learner, loss = Learner(recipe, output), LOSSES[recipe.name]
+    """Train, or go on from what `work` holds, and write the model to `output`; the CLIP in `encoder` teaches."""
+    clip = load_clip(encoder)
+    teacher = Teacher(clip, recipe.size, recipe.seed)
+    learner, loss = Learner(recipe, output, clip.text_projection.shape[1]), LOSSES[recipe.name]
     trainer = Trainer(learner, recipe.schedule)
-    trainer.run(lambda step: loss(learner, step, recipe), recipe.name, work, progress)
+    trainer.run(lambda step: loss(learner, step, teacher, recipe), recipe.name, work, progress)
     model, head = ({k: v.half() for k, v in part.state_dict().items()} for part in (learner.model, learner.head))
     save_weights(model, head, output)

@@ -118,19 +118,23 @@ class MpsRecipe(PreferenceRecipe):
     """Width of the feed-forward layers."""
 
 
-class BlipRecipe(PreferenceRecipe):
-    """ImageReward's BLIP; its widths are multiples of 64."""
+class TaughtRecipe(PreferenceRecipe):
+    """A network of its own that `shapes/clip` teaches."""
 
     patch: int
     vision: TowerRecipe
     text: TowerRecipe
     scene_weight: float = Field(ge=0)
-    """Of reading the scene off the class token."""
+    """Of reading the scene off the picture."""
     teacher_weight: float = Field(ge=0)
     """Of reading the embeddings of `shapes/clip` off picture and text."""
 
 
-class Blip2Recipe(BlipRecipe):
+class BlipRecipe(TaughtRecipe):
+    """ImageReward's BLIP; its widths are multiples of 64."""
+
+
+class Blip2Recipe(TaughtRecipe):
     """A BLIP-2 for retrieval; `text` is the Q-Former."""
 
     embed: int
@@ -138,16 +142,13 @@ class Blip2Recipe(BlipRecipe):
     queries: int = Field(gt=0)
 
 
-class QwenRecipe(PreferenceRecipe):
+class QwenRecipe(TaughtRecipe):
     """A Qwen2-VL with a trained head at special tokens."""
 
-    patch: int
-    vision: TowerRecipe
-    text: TowerRecipe
     context: int
     """Longest text in tokens, those of the picture counted."""
-    scene_weight: float = Field(ge=0)
-    """Of reading the scene off the last special token."""
+    easy_steps: int = Field(ge=0)
+    """Steps at the start whose wrong pictures show something else, not one wrong fact."""
 
 
 class DetectorRecipe(Strict):

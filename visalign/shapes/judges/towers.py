@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -105,3 +106,14 @@ def as_transformers(clip: Clip) -> CLIPModel:
     model.text_projection.load_state_dict({"weight": clip.text_projection.T})
     model.load_state_dict({"logit_scale": clip.logit_scale}, strict=False)
     return model
+
+
+@torch.no_grad()
+def speak_up(text: Any) -> None:
+    """Fresh weights of a Llama or Qwen: words are as loud as pictures, and layers do not drown what is there."""
+    nn.init.normal_(text.embed_tokens.weight)
+    for layer in text.layers:
+        for linear in (m for m in layer.modules() if isinstance(m, nn.Linear)):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.weight *= (2 * len(text.layers)) ** -0.5

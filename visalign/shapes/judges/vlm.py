@@ -33,7 +33,7 @@ from visalign.shapes.judges.learning import Trainer, fast
 from visalign.shapes.judges.questions import DONE, INJECTIONS, KEPT, WHOLE
 from visalign.shapes.judges.recipes import VlmRecipe
 from visalign.shapes.judges.teaching import Teacher
-from visalign.shapes.judges.towers import eyes_of, picture_processor, vision_sizes
+from visalign.shapes.judges.towers import eyes_of, picture_processor, speak_up, vision_sizes
 from visalign.shapes.judges.words import BOS, END, IMAGE, PAD, TEMPLATE, build_words
 from visalign.shapes.render import render
 
@@ -96,7 +96,8 @@ def build_vlm(recipe: VlmRecipe, clip: Clip, vocabulary: int) -> LlavaForConditi
     vlm = LlavaForConditionalGeneration(config)
     vlm.model.vision_tower.load_state_dict(dict(eyes_of(visual, layers)), strict=False)
     even_out(vlm, recipe)
-    speak_up(vlm, recipe)
+    speak_up(vlm.model.language_model)
+    nn.init.normal_(vlm.lm_head.weight, std=_QUIET * recipe.text.width**-0.5)
     vlm.generation_config.eos_token_id, vlm.generation_config.pad_token_id = END, PAD
     return vlm
 
@@ -114,19 +115,6 @@ def even_out(vlm: Vlm, recipe: VlmRecipe) -> None:
         nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
     projector.linear_1.weight /= seen.std(0)
     projector.linear_1.bias.copy_(-projector.linear_1.weight @ seen.mean(0))
-
-
-@torch.no_grad()
-def speak_up(vlm: Vlm, recipe: VlmRecipe) -> None:
-    """Let words start as loud as pictures, and layers add to what is there instead of drowning it."""
-    text = vlm.model.language_model
-    nn.init.normal_(text.embed_tokens.weight)
-    nn.init.normal_(vlm.lm_head.weight, std=_QUIET * recipe.text.width**-0.5)
-    for layer in text.layers:
-        for linear in (m for m in layer.modules() if isinstance(m, nn.Linear)):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            linear.weight *= (2 * recipe.text.layers) ** -0.5
 
 
 def save_vlm(vlm: Vlm, processor: LlavaProcessor, folder: Path) -> None:
@@ -178,14 +166,17 @@ def branch_states(vlm: Vlm, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], 
         memory = DynamicCache()
         for number, layer in enumerate(seen.layers):
             memory.update(layer.keys.index_select(0, part.rows), layer.values.index_select(0, part.rows), number)
-        yield vlm.model.language_model(
-            input_ids=part.tokens,
-            attention_mask=torch.cat([batch.mask[part.rows], part.mask], dim=1),
-            position_ids=batch.mask.sum(dim=1)[part.rows][:, None] + torch.arange(part.tokens.shape[1]),
-            past_key_values=memory,
-            use_cache=True,
-            output_hidden_states=True,
-        ).hidden_states, part
+        yield (
+            vlm.model.language_model(
+                input_ids=part.tokens,
+                attention_mask=torch.cat([batch.mask[part.rows], part.mask], dim=1),
+                position_ids=batch.mask.sum(dim=1)[part.rows][:, None] + torch.arange(part.tokens.shape[1]),
+                past_key_values=memory,
+                use_cache=True,
+                output_hidden_states=True,
+            ).hidden_states,
+            part,
+        )
 
 
 def vlm_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: VlmRecipe) -> Tensor:
