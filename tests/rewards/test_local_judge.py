@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.rewards.tiny_vlm import QWEN_MARKS, WORDS, build, build_qwen
+from tests.rewards.tiny_vlm import QWEN_MARKS, WORDS, build, build_qwen, same
 from visalign.rewards.judge import Question, open_judge
 from visalign.rewards.local_judge import LocalJudge, local_judge
 from visalign.rewards.pil import to_pil
@@ -45,13 +45,6 @@ def distribution(judge, text, images=()):
     return judge.module(**inputs).logits[0].double().log_softmax(-1), inputs["input_ids"][0]
 
 
-def same(first, second, tolerance=1e-5):
-    assert (first.text, first.tokens, first.error) == (second.text, second.tokens, second.error)
-    assert first.continuation == pytest.approx(second.continuation, abs=tolerance)
-    for one, other in zip(first.logprobs, second.logprobs, strict=True):
-        assert one == pytest.approx(other, abs=tolerance)
-
-
 def test_greedy_tokens_and_probabilities_are_those_of_a_plain_pass(any_judge):
     judge, mark = any_judge
     answer = judge.ask([replace(ASKED, text="how many star", system="be strict", top_logprobs=7)])[0]
@@ -87,13 +80,13 @@ def test_a_row_alone_is_the_row_in_a_batch(any_judge):
         replace(ASKED, text="what", images=(BLUE,), continuation="two blue square and a star on the left"),
     ]
     for question, answer in zip(questions, judge.ask(questions), strict=True):
-        same(judge.ask([question])[0], answer)
+        assert same(judge.ask([question])[0], answer)
 
 
 def test_micro_batches_keep_order(folder, judge):
     questions = [replace(ASKED, text=" ".join(WORDS[: n + 1]), max_tokens=1 + n % 2) for n in range(9)]
     for one, other in zip(LocalJudge(str(folder), micro_batch=2).ask(questions), judge.ask(questions), strict=True):
-        same(one, other)
+        assert same(one, other)
 
 
 def test_samples_follow_the_tempered_probabilities_and_their_seed(judge):
@@ -135,7 +128,7 @@ def test_the_models_own_habits_do_not_bend_probabilities(folder, judge, tmp_path
     config = json.loads((folder / "generation_config.json").read_text())
     habits = {"repetition_penalty": 1.9, "do_sample": True, "top_k": 1, "temperature": 7.0, "min_new_tokens": 9}
     (strange / "generation_config.json").write_text(json.dumps(config | habits))
-    same(LocalJudge(str(strange)).ask([ASKED])[0], judge.ask([ASKED])[0], tolerance=0)
+    assert same(LocalJudge(str(strange)).ask([ASKED])[0], judge.ask([ASKED])[0], tolerance=0)
 
 
 def test_control_tokens_in_a_prompt_are_text(judge):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tests.rewards.fault_proxy import StubJudge, response, told_by
-from tests.rewards.tiny_vlm import VlmServer, build, completion
+from tests.rewards.tiny_vlm import VlmServer, build, completion, same
 from visalign.rewards.judge import Answer, Question, open_judge
 from visalign.rewards.judge_cache import AnswerCache, key_of
 from visalign.rewards.local_judge import local_judge
@@ -40,15 +40,6 @@ class Recorder(StubJudge):
         return self.answer(self.bodies[-1])
 
 
-def same(first, second):
-    assert (first.text, first.error) == (second.text, second.error)
-    assert first.continuation == pytest.approx(second.continuation, abs=1e-5)
-    if first.logprobs:
-        assert first.tokens == second.tokens
-    for one, other in zip(first.logprobs, second.logprobs, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
-
-
 def test_a_server_and_a_local_judge_give_the_same_answers(folder):
     questions = [
         ASKED,
@@ -61,7 +52,7 @@ def test_a_server_and_a_local_judge_give_the_same_answers(folder):
     with VlmServer(folder) as url:
         answers = open_judge(str(folder), url).ask(questions)
     for one, other in zip(answers, local_judge(str(folder)).ask(questions), strict=True):
-        same(one, other)
+        assert same(one, other)
 
 
 def test_answers_come_in_the_order_of_the_questions():

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 
+import pytest
 import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -170,3 +171,14 @@ def pixels(part):
 def completion(text, logprobs=None):
     message = {"role": "assistant", "content": text}
     return {"choices": [{"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "stop"}]}
+
+
+def same(first, second, tolerance=1e-5):
+    """Whether two answers agree; tokens count only where they have probabilities, which not every server tells."""
+    told = [(a.text, a.error, a.tokens if a.logprobs else ()) for a in (first, second)]
+    tops = [[sorted(top.items()) for top in a.logprobs] for a in (first, second)]
+    names = [[name for top in row for name, _ in top] for row in tops]
+    numbers = [
+        [a.continuation, *(v for top in row for _, v in top)] for a, row in zip((first, second), tops, strict=True)
+    ]
+    return told[0] == told[1] and names[0] == names[1] and numbers[0] == pytest.approx(numbers[1], abs=tolerance)
