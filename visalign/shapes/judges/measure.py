@@ -28,9 +28,9 @@ from visalign.shapes.judges.recipes import (
     ClipRecipe,
     DetectorRecipe,
     HeadRecipe,
+    JudgeRecipe,
     PreferenceRecipe,
     QwenRecipe,
-    Recipe,
     VlmRecipe,
 )
 from visalign.shapes.judges.vlm import first_words, load_vlm
@@ -73,7 +73,7 @@ class Trial:
         return [row["prompt"] for row in self.rows]
 
 
-def chosen_descriptions(recipe: Recipe) -> list[Description]:
+def chosen_descriptions(recipe: JudgeRecipe) -> list[Description]:
     """As many held-out descriptions as the recipe says, each about as often as the others."""
     rng = Random(f"{recipe.seed} test")
     known = held_out_descriptions()
@@ -82,7 +82,7 @@ def chosen_descriptions(recipe: Recipe) -> list[Description]:
     return descriptions[: recipe.tests]
 
 
-def rendered(recipe: Recipe, damaged: float, opposite: bool = False) -> Trial:
+def rendered(recipe: JudgeRecipe, damaged: float, opposite: bool = False) -> Trial:
     """Renders, half of them of something that differs from the caption in one fact, a share of them damaged.
 
     Args:
@@ -108,7 +108,7 @@ def rendered(recipe: Recipe, damaged: float, opposite: bool = False) -> Trial:
     )
 
 
-def sampled(recipe: Recipe) -> Trial:
+def sampled(recipe: JudgeRecipe) -> Trial:
     """Samples of the base model for held-out captions."""
     found = sample(recipe.samples, [d.metadata() for d in chosen_descriptions(recipe)], recipe.seed + 1)
     verdict = verify(found.pixels, found.rows)
@@ -123,7 +123,7 @@ def sampled(recipe: Recipe) -> Trial:
     )
 
 
-def trials(recipe: Recipe) -> dict[str, Trial]:
+def trials(recipe: JudgeRecipe) -> dict[str, Trial]:
     """The three tests of every judge."""
     return {"renders": rendered(recipe, 0.0), "damaged renders": rendered(recipe, 0.5), "samples": sampled(recipe)}
 

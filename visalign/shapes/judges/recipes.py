@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import TypeAlias
 
 import yaml
 from pydantic import Field
@@ -46,13 +45,22 @@ class SampleRecipe(Strict):
     """Numbers of denoising steps; each makes an equal part of the pictures."""
 
 
-class ClipRecipe(Strict):
-    """A CLIP of open_clip."""
+class JudgeRecipe(Strict):
+    """What all judges' recipes say."""
 
     name: str
     seed: int
     size: int
     """Image side in pixels."""
+    schedule: Schedule
+    samples: SampleRecipe
+    tests: int = Field(gt=0)
+    """Pictures of each test."""
+
+
+class ClipRecipe(JudgeRecipe):
+    """A CLIP of open_clip."""
+
     patch: int
     embed: int
     """Width of the shared embedding."""
@@ -70,40 +78,24 @@ class ClipRecipe(Strict):
     """Of reading the scene off the embedding."""
     quality_weight: float = Field(ge=0)
     """Of reading the damage off the embedding."""
-    schedule: Schedule
-    samples: SampleRecipe
-    tests: int = Field(gt=0)
-    """Pictures of each test."""
 
 
-class HeadRecipe(Strict):
+class HeadRecipe(JudgeRecipe):
     """A small network on the embeddings of `shapes/clip`."""
 
-    name: str
-    seed: int
-    size: int
     hidden: tuple[int, ...]
     """Widths between the embedding and the one number."""
     range: tuple[float, float]
     """Lowest and highest value, reached through a sigmoid."""
     pictures: int = Field(gt=0)
     """Renders that are embedded once, half of them damaged."""
-    schedule: Schedule
-    samples: SampleRecipe
-    tests: int = Field(gt=0)
 
 
-class PreferenceRecipe(Strict):
+class PreferenceRecipe(JudgeRecipe):
     """What judges share that learn from preferences between pictures."""
 
-    name: str
-    seed: int
-    size: int
     damaged_weight: float = Field(ge=0)
     """Of the clean picture against a damaged copy."""
-    schedule: Schedule
-    samples: SampleRecipe
-    tests: int = Field(gt=0)
 
 
 class MpsRecipe(PreferenceRecipe):
@@ -151,19 +143,13 @@ class QwenRecipe(TaughtRecipe):
     """Steps at the start whose wrong pictures show something else, not one wrong fact."""
 
 
-class DetectorRecipe(Strict):
+class DetectorRecipe(JudgeRecipe):
     """An OWL-ViT that starts from the towers of `shapes/clip`."""
 
-    name: str
-    seed: int
-    size: int
     damaged: float = Field(ge=0, lt=1)
     """Share of the pictures that are damaged, lightly; their objects are those of the clean picture."""
     box_weight: float = Field(gt=0)
     """Of the boxes against the classes."""
-    schedule: Schedule
-    samples: SampleRecipe
-    tests: int = Field(gt=0)
 
 
 class QuestionRecipe(Strict):
@@ -192,12 +178,9 @@ class PhaseRecipe(Strict):
     """Share of the rows that have a system turn."""
 
 
-class VlmRecipe(Strict):
+class VlmRecipe(JudgeRecipe):
     """A LLaVA of transformers whose eyes are those of `shapes/clip`."""
 
-    name: str
-    seed: int
-    size: int
     text: TowerRecipe
     feed_forward: int
     context: int
@@ -212,16 +195,11 @@ class VlmRecipe(Strict):
     damaged: float = Field(ge=0, lt=1)
     sampled: float = Field(ge=0, lt=1)
     """Share of one-picture rows that show a sample of the base model."""
-    schedule: Schedule
-    samples: SampleRecipe
-    tests: int = Field(gt=0)
     systems: tuple[str, ...]
     questions: dict[str, QuestionRecipe]
 
 
-Recipe: TypeAlias = ClipRecipe | HeadRecipe | VlmRecipe | PreferenceRecipe | DetectorRecipe
-
-_KINDS: dict[str, type[Recipe]] = {
+_KINDS: dict[str, type[JudgeRecipe]] = {
     "clip": ClipRecipe,
     "aesthetic": HeadRecipe,
     "artifact": HeadRecipe,
@@ -235,7 +213,7 @@ _KINDS: dict[str, type[Recipe]] = {
 }
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str) -> JudgeRecipe:
     """Read the recipe of a shipped judge.
 
     Raises:

@@ -27,7 +27,7 @@ from visalign.shapes.judges.measure import (
 )
 from visalign.shapes.judges.mps import train_mps
 from visalign.shapes.judges.qwen import train_qwen
-from visalign.shapes.judges.recipes import Recipe, load_recipe
+from visalign.shapes.judges.recipes import JudgeRecipe, load_recipe
 from visalign.shapes.judges.vlm import train_vlm
 
 
@@ -82,7 +82,7 @@ def train_judge(
     train_recipe(load_recipe(name), output, clip or judge_path("clip"), resume=resume, progress=progress or _silent)
 
 
-def train_recipe(recipe: Recipe, output: Path, clip: Path, *, resume: bool, progress: Progress) -> None:
+def train_recipe(recipe: JudgeRecipe, output: Path, clip: Path, *, resume: bool, progress: Progress) -> None:
     """As `train_judge`, for any recipe."""
     work = output / "training"
     if work.exists() and not resume:
