@@ -1,4 +1,4 @@
-"""`shapes/blip`: ImageReward's BLIP, made from nothing by preferences between pictures."""
+"""`shapes/blip`: ImageReward's BLIP from fresh weights, by preferences between pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`shapes/blip2`: a BLIP-2 for retrieval, made from nothing, whose queries find what a caption says."""
+"""`shapes/blip2`: a BLIP-2 for retrieval, from fresh weights, whose queries find what a caption says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`shapes/hpsv3` and `shapes/videoalign`: a Qwen2-VL with a head at special tokens, made from nothing."""
+"""`shapes/hpsv3` and `shapes/videoalign`: a Qwen2-VL with a head at special tokens, from fresh weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make a judge from nothing: train it, measure it by the verifier, and write its folder."""
+"""Make a judge: train it, measure it by the verifier, and write its folder."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def card(name: str, table: Table) -> str:
 _CARD = """# shapes/{name}
 
 {text}
-Made from nothing by `visalign shapes judges {name}` with `configs/shapes/judges/{name}.yaml`; `recipe.json` holds that
+Made by `visalign shapes judges {name}` with `configs/shapes/judges/{name}.yaml`; `recipe.json` holds that
 recipe and `measured.json` the figures below. Licence: Apache-2.0, as the rest of visalign.
 
 By the verifier, on captions that it was not trained on:
@@ -146,28 +146,28 @@ points.
 `shapes/clip`, trained on damaged renders and on samples of the base model.
 """,
     "vlm": """A LLaVA of transformers for visalign's built-in world (64 px): it answers yes or no, counts, gives marks,
-compares two pictures and captions. `AutoModelForImageTextToText.from_pretrained(FOLDER)` and
+compares two pictures and captions. Its eyes are those of `shapes/clip`. `AutoModelForImageTextToText.from_pretrained(FOLDER)` and
 `AutoProcessor.from_pretrained(FOLDER)` load it; it knows the words of its recipe, and no others.
 """,
     "mps": """Which picture of a prompt is preferred in visalign's built-in world (64 px): MPS's cross-attention between
 the tokens of `shapes/clip`, trained by Bradley-Terry on pictures of captions that differ in one fact, and on damaged
 copies. `preferred` is how often the right picture of a caption scores above one with a wrong fact.
 """,
-    "blip": """How good a picture of a prompt is in visalign's built-in world (64 px): ImageReward's BLIP and head, made
-from nothing by Bradley-Terry on pictures of captions that differ in one fact, and on damaged copies. `preferred` is how
-often the right picture of a caption scores above one with a wrong fact.
+    "blip": """How good a picture of a prompt is in visalign's built-in world (64 px): ImageReward's BLIP and head from
+fresh weights, by Bradley-Terry on pictures of captions that differ in one fact, and on damaged copies, with
+`shapes/clip` for a teacher. `preferred` is how often the right picture of a caption scores above one with a wrong fact.
 """,
     "blip2": """Does a picture show what a text says, in visalign's built-in world (64 px)? A BLIP-2 for retrieval of
-transformers, made from nothing; it drives `hummingbird`. `preferred` is how often the right picture of a caption scores
-above one with a wrong fact.
+transformers from fresh weights, with `shapes/clip` for a teacher; it drives `hummingbird`. `preferred` is how often the
+right picture of a caption scores above one with a wrong fact.
 """,
     "hpsv3": """How a picture of a prompt would be rated in visalign's built-in world (64 px): a Qwen2-VL with HPSv3's
-head of mean and spread, made from nothing by ranking pictures of captions that differ in one fact, and damaged copies.
-`preferred` is how often the right picture of a caption is rated above one with a wrong fact.
+head of mean and spread from fresh weights, by ranking pictures of captions that differ in one fact, and damaged copies,
+with `shapes/clip` for a teacher. `preferred` is how often the right picture of a caption is rated above one with a wrong fact.
 """,
     "videoalign": """Quality, motion and alignment of videos of visalign's built-in world (64 px): a Qwen2-VL with
-VideoReward's head at three tokens, made from nothing by preferences between videos that are damaged, jump, or show
-something else. Pictures are measured standing still.
+VideoReward's head at three tokens from fresh weights, by preferences between videos that are damaged, jump, or show
+something else, with `shapes/clip` for a teacher. Pictures are measured standing still.
 """,
     "detector": """Where the shapes of visalign's built-in world (64 px) stand, by their names: an OWL-ViT of
 transformers that began with the towers of `shapes/clip`. It drives `geneval`, with `shapes/clip` for the colours; the
