@@ -146,8 +146,9 @@ points.
 `shapes/clip`, trained on damaged renders and on samples of the base model.
 """,
     "vlm": """A LLaVA of transformers for visalign's built-in world (64 px): it answers yes or no, counts, gives marks,
-compares two pictures and captions. Its eyes are those of `shapes/clip`. `AutoModelForImageTextToText.from_pretrained(FOLDER)` and
-`AutoProcessor.from_pretrained(FOLDER)` load it; it knows the words of its recipe, and no others.
+compares two pictures and captions. Its eyes are those of `shapes/clip`.
+`AutoModelForImageTextToText.from_pretrained(FOLDER)` and `AutoProcessor.from_pretrained(FOLDER)` load it; it knows the
+words of its recipe, and no others.
 """,
     "mps": """Which picture of a prompt is preferred in visalign's built-in world (64 px): MPS's cross-attention between
 the tokens of `shapes/clip`, trained by Bradley-Terry on pictures of captions that differ in one fact, and on damaged
@@ -163,7 +164,8 @@ right picture of a caption scores above one with a wrong fact.
 """,
     "hpsv3": """How a picture of a prompt would be rated in visalign's built-in world (64 px): a Qwen2-VL with HPSv3's
 head of mean and spread from fresh weights, by ranking pictures of captions that differ in one fact, and damaged copies,
-with `shapes/clip` for a teacher. `preferred` is how often the right picture of a caption is rated above one with a wrong fact.
+with `shapes/clip` for a teacher. `preferred` is how often the right picture of a caption is rated above one with a
+wrong fact.
 """,
     "videoalign": """Quality, motion and alignment of videos of visalign's built-in world (64 px): a Qwen2-VL with
 VideoReward's head at three tokens from fresh weights, by preferences between videos that are damaged, jump, or show
