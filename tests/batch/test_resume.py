@@ -54,7 +54,7 @@ def test_a_run_killed_again_and_again_gives_every_file_once(tmp_path):
 
 @pytest.mark.slow
 def test_a_hundred_kills_lose_and_duplicate_nothing(tmp_path):
-    found, expected = kills_and_resumes(tmp_path, kills=100, seed=1, files=600)
+    found, expected = kills_and_resumes(tmp_path, kills=100, seed=1, files=240)
     assert found == expected
 
 

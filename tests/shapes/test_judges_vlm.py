@@ -181,7 +181,7 @@ def test_it_begins_with_short_wordings_and_short_answers(samples, words):
     assert [len(found) for found in kinds] == sorted(len(found) for found in kinds)
     assert len(kinds[-1]) == len(VLM.questions)
     assert set(batches.groups[0]) == {1}
-    assert [batches.phase(step) for step in range(4)] == [0, 1, 2, 2]
+    assert [batches.phase(step) for step in range(5)] == [0, 1, 2, 3, 3]
     longest = [max(part.tokens.shape[1] for part in batches(step).branches) for step in range(6)]
     assert max(longest[:2]) < 60 < max(longest[2:])
 

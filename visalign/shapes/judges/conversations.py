@@ -24,6 +24,7 @@ from visalign.shapes.scenes import Description, place
 from visalign.shapes.verifier import verify
 
 _RELATED = 0.7
+_LENGTHY = 40
 _BORDERS = (32, 64, 128, 1024)
 
 
@@ -133,7 +134,9 @@ def asked_in(recipe: VlmRecipe, number: int) -> Groups:
     for question in recipe.questions.values():
         wordings = tuple(text for text in question.ask if len(text) <= phase.longest)
         if question.since <= number and wordings and len(question.answer) <= phase.longest:
-            groups.setdefault(question.pictures, []).append(question.model_copy(update={"ask": wordings}))
+            weight = question.weight * (phase.lengthy if len(question.answer) > _LENGTHY else 1.0)
+            asked = question.model_copy(update={"ask": wordings, "weight": weight})
+            groups.setdefault(question.pictures, []).append(asked)
     return groups
 
 

@@ -176,6 +176,8 @@ class PhaseRecipe(Strict):
     """Share of the wrong claims that are wrong in one fact or two, not in all."""
     systems: float = Field(ge=0, le=1)
     """Share of the rows that have a system turn."""
+    lengthy: float = Field(1.0, gt=0)
+    """How many times as often as their weights say questions with long answers are asked."""
 
 
 class VlmRecipe(JudgeRecipe):
