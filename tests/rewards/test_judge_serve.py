@@ -17,7 +17,7 @@ from visalign.shapes import judge_path
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Object, Scene
 
-SCENES = [Scene((Object("circle", color, 0.5, 0.5, 0.25),)) for color in ("red", "blue")]
+SCENES = [Scene((Object(shape="circle", color=color, x=0.5, y=0.5, radius=0.25),)) for color in ("red", "blue")]
 RED, BLUE = render(SCENES, 64, 0)
 TEXT = 'Does this figure show "a red circle"? Please answer Yes or No.'
 ASKED = Question(TEXT, (RED,), max_tokens=4)
