@@ -17,14 +17,20 @@ def source_of(name: str) -> str:
     """What `from_pretrained` is given: the folder of a shipped judge (`shapes/clip`), else the name itself.
 
     Raises:
-        InputError: no such judge is shipped.
+        InputError: there is no such judge, or it is not made yet.
     """
     if not name.startswith("shapes/"):
         return name
     try:
-        return str(judge_path(name.removeprefix("shapes/")))
+        folder = judge_path(name.removeprefix("shapes/"))
     except ValueError as error:
         raise InputError(str(error)) from None
+    if not folder.is_dir():
+        raise InputError(
+            f"{name} is not made yet; `visalign shapes judges {folder.name} --out FOLDER` makes it, then write "
+            f"model: FOLDER"
+        )
+    return str(folder)
 
 
 def fetch(weights: Weights, override: str | None = None) -> Path:

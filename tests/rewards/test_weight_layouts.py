@@ -19,6 +19,7 @@ from visalign.rewards.imagereward import MEAN, STD, ImageReward, network
 from visalign.rewards.mps import CONDITION, MPS
 from visalign.rewards.mps_network import CrossModel, cross_sizes
 from visalign.rewards.preprocess import Preprocess
+from visalign.rewards.weights import source_of
 from visalign.types import InputError, Media, Prompts
 
 TEXTS = ("a red circle", "two blue and green square", "an square of and of an")
@@ -295,3 +296,11 @@ def test_tiny_sizes_differ_from_the_real_ones_in_numbers_only(tmp_path):
     tiny = load_file(clip_folder(tmp_path / "clip") / "model.safetensors")
     layout = layouts.transformers_clip((32, 48, 2), (32, 48, 2), 24, len(VOCABULARY), 77, 32, 8)
     assert {k: tuple(v.shape) for k, v in tiny.items()} == layout
+
+
+def test_a_judge_that_is_not_made_yet_says_how_it_is_made(monkeypatch, tmp_path):
+    monkeypatch.setattr("visalign.shapes.FOLDER", tmp_path)
+    with pytest.raises(InputError, match="`visalign shapes judges hpsv3 --out FOLDER` makes it"):
+        source_of("shapes/hpsv3")
+    with pytest.raises(InputError, match="unknown shapes judge"):
+        source_of("shapes/nothing")
