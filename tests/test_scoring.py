@@ -108,6 +108,17 @@ def test_labels_give_one_reward_twice():
     )
 
 
+def test_an_evaluation_leaves_out_what_compares_samples_of_a_prompt():
+    both = bank("my_module:Grouped", "my_module:Brightness")
+    scores = both.alone().score(MEDIA, PROMPTS)
+    assert both.alone().names == ("my_module:Brightness",)
+    assert "my_module:Grouped" not in scores.components
+    torch.testing.assert_close(scores.values, scores.components["my_module:Brightness"])
+    assert both.names == ("my_module:Grouped", "my_module:Brightness")
+    with pytest.raises(InputError, match="add a reward that judges a sample by itself"):
+        bank("my_module:Grouped").alone()
+
+
 def test_empty_bank_scores_zero():
     scores = RewardBank({}).score(MEDIA, PROMPTS)
     assert scores.values.tolist() == [0.0] * 6

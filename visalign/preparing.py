@@ -68,7 +68,7 @@ def open_run(config: RunConfig, resume: Path | Literal["latest"] | None, progres
     prompts, held_out = read_prompts(config.prompts.train), read_prompts(config.prompts.held_out)
     judges = reward_device(config.model.device)
     bank = RewardBank(config.rewards, judges)
-    eval_bank = RewardBank({**config.held_out_rewards, **config.rewards}, judges)
+    eval_bank = RewardBank({**config.held_out_rewards, **config.rewards}, judges).alone()
     monitor = Monitor(config.monitor)
     pipeline = open_pipeline(config)
     check_recipe(config, method, pipeline)

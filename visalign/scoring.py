@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,23 @@ class RewardBank:
     def specs(self) -> dict[str, RewardSpec]:
         """The facts of each reward, by name."""
         return {name: reward.spec for name, reward in self._rewards.items()}
+
+    def alone(self) -> RewardBank:
+        """The same rewards without those that compare media of a prompt: an evaluation has one sample a prompt.
+
+        Raises:
+            InputError: no reward is left.
+        """
+        names = [name for name, spec in self.specs.items() if spec.kind == "pointwise"]
+        if self._rewards and not names:
+            raise InputError(
+                f"{', '.join(self._rewards)} compare samples of a prompt, and an evaluation has one of each; add a reward "
+                f"that judges a sample by itself, for example held_out_rewards: {{clip: 1.0}}"
+            )
+        bank = copy.copy(self)
+        bank.weights = {name: self.weights[name] for name in names}
+        bank._rewards = {name: self._rewards[name] for name in names}
+        return bank
 
     @torch.no_grad()
     def score(self, media: Media, prompts: Prompts) -> Scores:
