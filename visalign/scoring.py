@@ -115,8 +115,8 @@ class RewardBank:
         names = [name for name, spec in self.specs.items() if spec.kind == "pointwise"]
         if self._rewards and not names:
             raise InputError(
-                f"{', '.join(self._rewards)} compare samples of a prompt, and an evaluation has one of each; add a reward "
-                f"that judges a sample by itself, for example held_out_rewards: {{clip: 1.0}}"
+                f"{', '.join(self._rewards)} compare samples of a prompt, and an evaluation has one of each; add a "
+                f"reward that judges a sample by itself, for example held_out_rewards: {{clip: 1.0}}"
             )
         bank = copy.copy(self)
         bank.weights = {name: self.weights[name] for name in names}
