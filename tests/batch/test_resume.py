@@ -34,14 +34,21 @@ def check(out, files, rewards):
     return rows
 
 
+def written(out):
+    """Bytes of the journal; a fresh run deletes it, so that it may vanish at any time."""
+    try:
+        return journal_path(out).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def killed(context, arguments, options, out, after):
     """Run in a process and kill -9 it once the journal has grown by `after` bytes; True where it ended by itself."""
-    start = journal_path(out).stat().st_size if journal_path(out).exists() else 0
+    start = written(out)
     process = context.Process(target=score, args=arguments, kwargs=options)
     process.start()
     while process.is_alive():
-        size = journal_path(out).stat().st_size if journal_path(out).exists() else 0
-        if size >= start + after:
+        if written(out) >= start + after:
             process.kill()
         process.join(0.002)
     return process.exitcode == 0
