@@ -1,5 +1,6 @@
 """Pictures from columns, and the rewards that compare with them; LPIPS against torchmetrics' own network."""
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -7,13 +8,16 @@ from torch import nn
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.models import get_model
 
+from tests.rewards.tiny_encoders import clip_folder
 from tests.rewards.tiny_vision import media, prompts
 from visalign.rewards.check import check_reward
-from visalign.rewards.lpips import LPIPS, TRUNKS, open_trunk
+from visalign.rewards.lpips import LPIPS
+from visalign.rewards.lpips_trunks import TRUNKS, open_convolutions
 from visalign.rewards.optional import optional
 from visalign.rewards.pil import to_pil
 from visalign.rewards.psnr import PSNR
 from visalign.rewards.references import references
+from visalign.shapes import judge_path
 from visalign.types import InputError, Media, Prompts
 
 LAYOUTS = {
@@ -144,9 +148,31 @@ def test_lpips_keeps_the_contract(trunk_file):
     check_reward(LPIPS(weights=trunk_file), media(2, 64), prompts(row, row))
 
 
+def test_lpips_on_a_tower_is_the_sum_of_squared_chords_of_its_layers():
+    images, others = media(2, 64).images, media(2, 64, seed=1).images
+    visual = open_clip.create_model(f"local-dir:{judge_path('clip')}").visual.eval()
+
+    @torch.no_grad()
+    def layers(pixels):
+        found = visual.forward_intermediates(2 * pixels - 1, intermediates_only=True, output_fmt="NLC")
+        return [torch.nn.functional.normalize(layer, dim=-1) for layer in found["image_intermediates"]]
+
+    pairs = list(zip(layers(images), layers(others)))
+    expected = sum((2 - 2 * (one * other).sum(-1)).mean(1) for one, other in pairs)
+    scores = LPIPS("shapes/clip").score(Media.of_images(images), prompts(*({"reference": r} for r in others)))
+    assert len(pairs) == 6
+    assert torch.allclose(-scores.values, expected, rtol=1e-4)
+
+
+def test_lpips_on_a_tower_takes_open_clips_alone(tmp_path):
+    clip_folder(tmp_path)
+    with pytest.raises(InputError, match=r"alex \| vgg or an open_clip encoder"):
+        LPIPS(str(tmp_path))
+
+
 def test_another_models_weights_are_refused(trunk_file):
     with pytest.raises(InputError, match="vgg16"):
-        open_trunk("vgg", trunk_file)
+        open_convolutions("vgg", trunk_file)
 
 
 def test_a_missing_weight_file_is_refused():

@@ -22,7 +22,7 @@ PROMPTED = (
 )  # fmt: skip
 LONG = pytest.mark.xfail(strict=True, reason="shapes/vlm judges well in a word, but not yet in long answers")
 LOOKS = ("aesthetic", "aesthetic_v2.5", "artifact", "artifact_head")
-LIKENESS = ("dino", "identity", "consistency")
+LIKENESS = ("dino", "identity", "consistency", "lpips")
 LENGTHY = ("unifiedreward", "rationalrewards")
 EDITS = ("editscore",)
 GROUPS = ("pairwise",)

@@ -13,7 +13,7 @@ from tests.shapes.tiny_judges import CLIP, VLM, fall, ignore, pictures
 from visalign.rewards.judge import Question
 from visalign.rewards.local_judge import LocalJudge
 from visalign.shapes.judges import clip as clips
-from visalign.shapes.judges.conversations import Batches, Branch, Row, collate
+from visalign.shapes.judges.conversations import Batches, Branch, Row, collate, worth
 from visalign.shapes.judges.data import draw_description
 from visalign.shapes.judges.questions import draw_claim, look, put, shorten, statements
 from visalign.shapes.judges.towers import eyes_of
@@ -122,7 +122,8 @@ def test_branches_do_not_see_each_other(clip_folder, words):
     vlm = build_vlm(VLM, clip, len(words)).eval()
     prefix = words("<bos><user>" + "<image>" * 65).input_ids
     texts = (("a red star<end><assistant>", "Yes<end>"), ("blue", "No no no"), ("what is this", "a red star"))
-    branches = [Branch(words(question).input_ids, words(answer).input_ids, "") for question, answer in texts]
+    read = [(words(question).input_ids, words(answer).input_ids) for question, answer in texts]
+    branches = [Branch(question, answer, worth(answer, ()), "") for question, answer in read]
     pixels = pictures(2)[2]
     rows = [Row(prefix, branches), Row(words("<bos><system>be strict<end>").input_ids + prefix[1:], branches[:1])]
     ((states, part),) = branch_states(vlm, collate(rows, pixels))
@@ -140,6 +141,16 @@ def test_branches_do_not_see_each_other(clip_folder, words):
     answers = [token for row in rows for branch in row.branches for token in branch.answer]
     assert part.targets[part.weights > 0].tolist() == answers
     assert part.weights.sum(dim=1).tolist() == pytest.approx([2**0.5, 3**0.5, 3**0.5, 2**0.5])
+
+
+def test_a_mark_counts_as_much_in_a_long_answer_as_in_a_short_one(samples, words):
+    batches = Batches(VLM, words, samples, tokens=65)
+    long = words('{"reasoning": "it shows a red star", "score": [25, 7]}<end>', add_special_tokens=False).input_ids
+    counted = worth(long, batches.digits)
+    assert [words.decode(t).strip() for t, w in zip(long, counted) if w == 1] == ["2", "5", "7"]
+    others = [w for w in counted if w != 1]
+    assert sum(others) == pytest.approx(len(others) ** 0.5)
+    assert len(batches.digits) == 20  # each digit with and without a space before it
 
 
 def test_the_eyes_are_those_of_the_clip(clip_folder, words):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import string
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
@@ -30,10 +31,18 @@ _BORDERS = (32, 64, 128, 1024)
 
 @dataclass(frozen=True)
 class Branch:
-    """A question and its answer as token numbers, and the caption that the question holds against pictures, if any."""
+    """A question and its answer as token numbers.
+
+    Attributes:
+        question: with the mark that an answer follows.
+        answer: with the mark of its end.
+        worth: what the loss of each token of the answer counts.
+        caption: what the question holds against pictures; empty where it holds nothing.
+    """
 
     question: list[int]
     answer: list[int]
+    worth: list[float]
     caption: str
 
     def __len__(self) -> int:
@@ -117,10 +126,22 @@ def _branches(part: Sequence[tuple[int, Branch]]) -> Branches:
 
 
 def _weights(branch: Branch) -> Tensor:
-    """An answer of n tokens counts √n in all, so that captions do not drown verdicts."""
-    count = len(branch.answer)
     # The last token of a question predicts the first of its answer; the answer's last one predicts nothing.
-    return torch.tensor([0.0] * (len(branch.question) - 1) + [count**-0.5] * count + [0.0])
+    return torch.tensor([0.0] * (len(branch.question) - 1) + branch.worth + [0.0])
+
+
+def worth(answer: Sequence[int], digits: Collection[int]) -> list[float]:
+    """What each token of an answer counts: 1 a digit, and √n in all for n others, so that captions do not drown verdicts.
+
+    A mark is decided by a digit or two; lost among the words of a long answer it would be learned last, as the
+    most frequent one.
+
+    Example:
+        >>> worth([7, 7, 7, 3, 7], digits={3})
+        [0.5, 0.5, 0.5, 1.0, 0.5]
+    """
+    words = sum(token not in digits for token in answer)
+    return [1.0 if token in digits else words**-0.5 for token in answer]
 
 
 Groups = dict[int, list[QuestionRecipe]]
@@ -155,6 +176,7 @@ class Batches:
         self.groups = [asked_in(recipe, number) for number in range(len(recipe.phases))]
         words = pieces(text for q in recipe.questions.values() for text in q.ask)
         self.nonsense = [word.strip() for word in words if word.strip().isalpha()]
+        self.digits = frozenset(self._encode("".join(f"{d} {d}" for d in string.digits)))
         self.seen = verify(samples.pixels, samples.rows).objects
 
     def phase(self, step: int) -> int:
@@ -222,7 +244,7 @@ class Batches:
             kind = rng.choices(kinds, [q.weight for q in kinds])[0]
             asked = put(kind, looks, draw_claim(looks, self.nonsense, phase.near, rng), rng)
             question, answer = self._encode(f"{asked.question}<end><assistant>"), self._encode(f"{asked.answer}<end>")
-            branch = Branch(question, answer, asked.caption)
+            branch = Branch(question, answer, worth(answer, self.digits), asked.caption)
             room -= len(branch)
             if branches and room < 0:
                 return Row(self._encode(prefix), branches)
