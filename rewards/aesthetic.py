@@ -23,6 +23,13 @@ class Aesthetic(HeadReward):
 
     Raises:
         InputError: the encoder or the head cannot be loaded, or (in `score`) they do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> from visalign.types import Media, Prompts
+        >>> noise = Media.of_images(torch.rand(2, 3, 64, 64))
+        >>> bool((Aesthetic("shapes/aesthetic").score(noise, Prompts(("", ""))).values < 3).all())
+        True
     """
 
     spec = RewardSpec(

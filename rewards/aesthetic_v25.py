@@ -23,6 +23,13 @@ class AestheticV25(HeadReward):
 
     Raises:
         InputError: no weights were given for the encoder, they cannot be loaded, or (in `score`) do not fit it.
+
+    Example:
+        >>> import torch
+        >>> from visalign.types import Media, Prompts
+        >>> noise = Media.of_images(torch.rand(2, 3, 64, 64))
+        >>> bool((AestheticV25("shapes/aesthetic").score(noise, Prompts(("", ""))).values < 3).all())
+        True
     """
 
     spec = RewardSpec(

@@ -19,7 +19,13 @@ QUESTION = (
 
 
 def flawless(answer: Answer) -> float | None:
-    """1 − P(yes); None where the judge gave no verdict."""
+    """1 − P(yes); None where the judge gave no verdict.
+
+    Example:
+        >>> from math import log
+        >>> flawless(Answer("No", logprobs=({"Yes": log(0.25), "No": log(0.75)},))), flawless(Answer("", error="down"))
+        (0.75, None)
+    """
     yes = choice(answer, "yes", "no")
     return None if yes is None else 1 - yes
 

@@ -22,6 +22,13 @@ class ArtifactHead(HeadReward):
 
     Raises:
         InputError: the folder cannot be loaded, or its head gives no probability.
+
+    Example:
+        >>> import torch
+        >>> from visalign.types import Media, Prompts
+        >>> noise = Media.of_images(torch.rand(2, 3, 64, 64))
+        >>> bool((ArtifactHead().score(noise, Prompts(("", ""))).values < 0.5).all())
+        True
     """
 
     spec = RewardSpec(

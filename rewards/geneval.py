@@ -41,6 +41,12 @@ class GenEval(Reward):
 
     Raises:
         InputError: a model cannot be loaded, `graded` is out of range, or (in `score`) a prompt has no GenEval fields.
+
+    Example:
+        >>> asked = {"tag": "single_object", "include": [{"class": "star", "count": 1}]}
+        >>> empty = Media.of_images(torch.ones(1, 3, 64, 64))
+        >>> GenEval("shapes/detector").score(empty, Prompts(("a star",), (asked,))).components["strict"]
+        tensor([0.])
     """
 
     spec = RewardSpec(

@@ -37,6 +37,11 @@ def relative_text(positive: Tensor, negative: Tensor, strength: float) -> Tensor
         positive: unit embeddings (B, D) of the prompts behind a word for what is wanted.
         negative: the same behind a word for what is not.
         strength: how much the wanted side outweighs, ≥ 0.
+
+    Example:
+        >>> import torch
+        >>> relative_text(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 0.5)
+        tensor([[ 1.5000, -1.0000]])
     """
     return (1 + strength) * positive - negative
 

@@ -66,6 +66,11 @@ class ImageReward(Reward):
 
     Raises:
         InputError: a file is missing or does not have that layout.
+
+    Example:
+        >>> noise = Media.of_images(torch.rand(2, 3, 64, 64))
+        >>> ImageReward("shapes/blip").score(noise, Prompts(("a red star", "two circles"))).values.shape
+        torch.Size([2])
     """
 
     spec = RewardSpec(

@@ -14,6 +14,7 @@ from visalign.rewards.lpips_trunks import FILES, TRUNKS, Convolutions, Tower, Tr
 from visalign.rewards.references import closest
 from visalign.types import Media, Prompts, Scores
 
+
 def distance(images: Sequence[Tensor], references: Sequence[Tensor], heads: Sequence[Tensor]) -> Tensor:
     """Σ over layers of the mean over places of Σ_c w_c (x̂_c − ŷ_c)², with features of unit length, (B,).
 

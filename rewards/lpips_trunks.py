@@ -120,7 +120,7 @@ class Tower:
         encoder = dual_encoder(name)
         if not isinstance(encoder, OpenClipEncoder):
             raise InputError(
-                f"lpips takes model: {' | '.join(TRUNKS)} or an open_clip encoder such as shapes/clip, but {name!r} came"
+                f"lpips takes model: {' | '.join(TRUNKS)} or an open_clip encoder such as shapes/clip, not {name!r}"
             )
         self.encoder = encoder
 

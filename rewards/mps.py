@@ -35,6 +35,10 @@ def condition_mask(texts: Tensor, condition: Tensor, threshold: float = THRESHOL
         texts: token features (B, T, D).
         condition: token features (C, D) of the condition.
         threshold: share of the greatest similarity.
+
+    Example:
+        >>> condition_mask(torch.tensor([[[1.0, 0.0], [0.2, 0.9], [0.5, 0.0]]]), torch.tensor([[1.0, 0.0]]))
+        tensor([[ True, False,  True]])
     """
     closest = torch.einsum("btd,cd->btc", texts, condition).amax(-1)  # (B, T)
     return closest / closest.amax(1, keepdim=True) > threshold

@@ -25,6 +25,12 @@ class Niqe(Reward):
 
     Raises:
         InputError: no such measure, or pyiqa is not installed.
+
+    Example:
+        >>> Niqe(model="psnr")
+        Traceback (most recent call last):
+            ...
+        visalign.types.InputError: niqe takes model: niqe | ilniqe | brisque | piqe, but 'psnr' came
     """
 
     spec = RewardSpec(

@@ -37,7 +37,12 @@ def coverage(images: Tensor) -> Tensor:
 
 
 def expected_coverage(row: Mapping[str, Any]) -> list[float | None]:
-    """The coverage of each colour that a prompt's metadata asks for; None where it leaves the colour open."""
+    """The coverage of each colour that a prompt's metadata asks for; None where it leaves the colour open.
+
+    Example:
+        >>> expected_coverage({"include": [{"class": "star", "count": 2, "color": COLORS[1]}]})[:3]
+        [0.0, 0.09, 0.0]
+    """
     total = min(sum(clause["count"] for clause in row["include"]), len(AREA))
     wanted = dict.fromkeys(COLORS, 0.0)
     for clause in row["include"]:

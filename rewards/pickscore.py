@@ -23,6 +23,13 @@ class PickScore(EmbeddingReward):
 
     Raises:
         InputError: the model cannot be loaded.
+
+    Example:
+        >>> import torch
+        >>> from visalign.types import Media, Prompts
+        >>> noise = Media.of_images(torch.rand(2, 3, 64, 64))
+        >>> PickScore("shapes/clip").score(noise, Prompts(("a red star", "two circles"))).values.shape
+        torch.Size([2])
     """
 
     spec = RewardSpec(

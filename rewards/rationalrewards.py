@@ -73,7 +73,12 @@ def parse_critique(text: str, aspects: Iterable[str] = PICTURE) -> Critique | No
 
 
 def share(critique: Critique | None) -> float | None:
-    """(Mean mark of the aspects that apply − 1) / 3, in [0, 1]."""
+    """(Mean mark of the aspects that apply − 1) / 3, in [0, 1].
+
+    Example:
+        >>> share(Critique("", {"Text Faithfulness": 4.0, "Text Rendering": None}, {}, "", "", "")), share(None)
+        (1.0, None)
+    """
     mean = None if critique is None else mean_of_known(list(critique.marks.values()))
     return None if mean is None else (mean - 1) / 3
 

@@ -17,6 +17,10 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Mean structural similarity of images (B, 3, H, W) in [0, 1], sides of 6 or more, to as many references, (B,).
 
     Gaussian window of 11 with σ = 1.5, reflected edges; the range of the data is 1, never guessed from the batch.
+
+    Example:
+        >>> ssim(torch.full((1, 3, 16, 16), 0.5), torch.full((1, 3, 16, 16), 0.5))
+        tensor([1.])
     """
     measure = optional("torchmetrics.functional.image", "metrics", "ssim").structural_similarity_index_measure
     similarities: Tensor = measure(images, references, data_range=1.0, reduction="none")

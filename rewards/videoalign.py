@@ -30,7 +30,12 @@ END"""
 
 
 def per_token(outputs: Tensor) -> Tensor:
-    """One number a token, (B, T), of outputs (B, T, 1), or the diagonal of outputs (B, T, T)."""
+    """One number a token, (B, T), of outputs (B, T, 1), or the diagonal of outputs (B, T, T).
+
+    Example:
+        >>> per_token(torch.tensor([[[1.0], [2.0], [3.0]]])), per_token(torch.eye(2)[None])
+        (tensor([[1., 2., 3.]]), tensor([[1., 1.]]))
+    """
     return outputs.squeeze(-1) if outputs.shape[-1] == 1 else outputs.diagonal(dim1=1, dim2=2)
 
 

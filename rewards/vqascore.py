@@ -18,6 +18,13 @@ class VQAScore(Judged):
         model: a vision-language model (folder or hub id), or `shapes/vlm`.
         server: base URL of an OpenAI-compatible server that serves the model, or a mapping with `url` and options of
             `ServerJudge`; None runs it here.
+
+    Example:
+        >>> import torch
+        >>> from visalign.types import Media, Prompts
+        >>> noise = Media.of_images(torch.rand(2, 3, 64, 64))
+        >>> bool((VQAScore("shapes/vlm").score(noise, Prompts(("a red star", "two circles"))).values < 0.5).all())
+        True
     """
 
     spec = RewardSpec(

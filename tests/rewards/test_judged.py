@@ -1,8 +1,6 @@
 """Judges that answer by the probability of a token: what is asked, what is read, and what does not fool them."""
 
-import doctest
 import math
-from importlib import import_module
 
 import pytest
 import torch
@@ -18,10 +16,6 @@ from visalign.rewards.vqascore import VQAScore
 from visalign.rewards.yes_probability import YesProbability
 from visalign.types import InputError, Media, Prompts
 
-MODULES = (
-    "artifact", "consistency", "editscore", "judge_reading", "judged", "mllm_score", "pairwise",
-    "principles", "promptecho", "rationalrewards", "rubrics", "unifiedreward", "yes_probability",
-)  # fmt: skip
 OPENERS = [":", ".", ",", " ", "", "Thought process:", "Solution", "Let's solve this step by step.", "解", "Sure!"]
 
 
@@ -61,12 +55,6 @@ def greys(*levels):
 
 MEDIA = Media.of_images(greys(0.25, 0.75))
 PROMPTS = Prompts(("a dark wall", "a bright wall"), ({"reference": greys(0.5)[0]}, {"reference": greys(0.5)[0]}))
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_run(name):
-    result = doctest.testmod(import_module(f"visalign.rewards.{name}"))
-    assert result.failed == 0
 
 
 def test_an_answer_in_a_code_block_satisfies_its_schema():

@@ -1,11 +1,8 @@
 """Frame samplers and reducers against frame-by-frame scores."""
 
-import doctest
-
 import pytest
 import torch
 
-from visalign.rewards import lifting as module
 from visalign.rewards.base import Reward, RewardSpec
 from visalign.rewards.lifting import Lifted, attenuation, frame_indices, indices_at
 from visalign.types import InputError, Media, Prompts, Scores
@@ -159,9 +156,3 @@ def test_unknown_words_are_refused(wrong):
 
 def test_spec_says_video():
     assert Lifted(Brightness()).spec.media == ("image", "video")
-
-
-def test_examples():
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0

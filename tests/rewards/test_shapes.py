@@ -1,12 +1,10 @@
 """The shapes reward on rendered truth and on rendered lies."""
 
-import doctest
 from random import Random
 
 import pytest
 import torch
 
-from visalign.rewards import shapes as module
 from visalign.rewards.shapes import ShapesReward
 from visalign.shapes.render import render
 from visalign.shapes.scenes import CATEGORIES, Corruption, corrupt, describe, place
@@ -81,9 +79,3 @@ def test_wrong_params(params, message):
     with pytest.raises(InputError) as caught:
         ShapesReward(**params)
     assert message in str(caught.value)
-
-
-def test_examples():
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0

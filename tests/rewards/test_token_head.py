@@ -1,7 +1,5 @@
 """Special-token heads on a real Qwen2-VL: file layouts, loading, and scores against a forward pass written out here."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -22,7 +20,6 @@ from tests.rewards.tiny_qwen import (
     vision_layout,
 )
 from visalign.rewards import hpsv3 as hpsv3_module
-from visalign.rewards import token_head as module
 from visalign.rewards.base import Weights
 from visalign.rewards.check import check_reward
 from visalign.rewards.hpsv3 import HPSv3
@@ -232,10 +229,3 @@ def test_a_base_model_with_another_vocabulary_is_refused(hps):
     base, file, *_ = hps
     with pytest.raises(InputError, match=r"264 tokens, but the tokenizer .* has 265"):
         token_head(base, Weights("", "", ""), file, Head(("<|A|>", "<|B|>"), hpsv3_module.HEAD.layers), "float32")
-
-
-@pytest.mark.parametrize("examples", [module, hpsv3_module])
-def test_examples(examples):
-    result = doctest.testmod(examples)
-    assert result.attempted > 0
-    assert result.failed == 0

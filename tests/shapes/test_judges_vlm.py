@@ -123,7 +123,7 @@ def test_branches_do_not_see_each_other(clip_folder, words):
     prefix = words("<bos><user>" + "<image>" * 65).input_ids
     texts = (("a red star<end><assistant>", "Yes<end>"), ("blue", "No no no"), ("what is this", "a red star"))
     read = [(words(question).input_ids, words(answer).input_ids) for question, answer in texts]
-    branches = [Branch(question, answer, worth(answer, ()), "") for question, answer in read]
+    branches = [Branch(question, answer, worth(answer, ()), "", 0.0) for question, answer in read]
     pixels = pictures(2)[2]
     rows = [Row(prefix, branches), Row(words("<bos><system>be strict<end>").input_ids + prefix[1:], branches[:1])]
     ((states, part),) = branch_states(vlm, collate(rows, pixels))

@@ -38,12 +38,14 @@ class Branch:
         answer: with the mark of its end.
         worth: what the loss of each token of the answer counts.
         caption: what the question holds against pictures; empty where it holds nothing.
+        grade: how far the caption is true of the last picture.
     """
 
     question: list[int]
     answer: list[int]
     worth: list[float]
     caption: str
+    grade: float
 
     def __len__(self) -> int:
         return len(self.question) + len(self.answer)
@@ -69,6 +71,7 @@ class Branches:
         weights: (N, L) float32, what its loss counts; 0 outside answers.
         ends: place of each question's last token, (N,) int64.
         captions: what the questions hold against pictures, N texts; empty where they hold none.
+        grades: how far each caption is true of the last picture, (N,) float32 in [0, 1].
     """
 
     rows: Tensor
@@ -78,6 +81,7 @@ class Branches:
     weights: Tensor
     ends: Tensor
     captions: tuple[str, ...]
+    grades: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def _branches(part: Sequence[tuple[int, Branch]]) -> Branches:
         weights=pad_sequence([_weights(branch) for branch in branches], batch_first=True),
         ends=torch.tensor([len(branch.question) - 1 for branch in branches]),
         captions=tuple(branch.caption for branch in branches),
+        grades=torch.tensor([branch.grade for branch in branches]),
     )
 
 
@@ -131,7 +136,7 @@ def _weights(branch: Branch) -> Tensor:
 
 
 def worth(answer: Sequence[int], digits: Collection[int]) -> list[float]:
-    """What each token of an answer counts: 1 a digit, and √n in all for n others, so that captions do not drown verdicts.
+    """What each token of an answer counts: 1 a digit, √n in all for n others, so that captions do not drown verdicts.
 
     A mark is decided by a digit or two; lost among the words of a long answer it would be learned last, as the
     most frequent one.
@@ -244,7 +249,7 @@ class Batches:
             kind = rng.choices(kinds, [q.weight for q in kinds])[0]
             asked = put(kind, looks, draw_claim(looks, self.nonsense, phase.near, rng), rng)
             question, answer = self._encode(f"{asked.question}<end><assistant>"), self._encode(f"{asked.answer}<end>")
-            branch = Branch(question, answer, worth(answer, self.digits), asked.caption)
+            branch = Branch(question, answer, worth(answer, self.digits), asked.caption, asked.grade)
             room -= len(branch)
             if branches and room < 0:
                 return Row(self._encode(prefix), branches)

@@ -247,15 +247,24 @@ def _fixed(word: str) -> bool:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about pictures, its answer, and the caption that it holds against them, or nothing."""
+    """A question about pictures.
+
+    Attributes:
+        question: its words.
+        answer: the right answer.
+        caption: what it holds against the last picture; empty where it holds nothing.
+        grade: how far that is true, by the verifier's partial credit, in [0, 1].
+    """
 
     question: str
     answer: str
     caption: str
+    grade: float
 
 
 def put(recipe: QuestionRecipe, looks: Sequence[Look], claim: Claim, rng: Random) -> Asked:
     """A question in one of its wordings."""
     found, wording = slots(looks, claim, rng), rng.choice(recipe.ask)
     caption = claim.caption if "{prompt}" in wording else ""
-    return Asked(fill(shorten(wording, rng), found), fill(recipe.answer, found), caption)
+    grade = claim.grades[-1] if claim.grades else 0.0
+    return Asked(fill(shorten(wording, rng), found), fill(recipe.answer, found), caption, grade)

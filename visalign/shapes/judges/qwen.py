@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -28,7 +29,7 @@ from visalign.shapes.judges.clip import load_clip
 from visalign.shapes.judges.damage import damage, draw_damage, vary
 from visalign.shapes.judges.data import content, draw_scenes, shown
 from visalign.shapes.judges.learning import Trainer, fast
-from visalign.shapes.judges.preferences import Batch, Batches, Taught, preference_loss, swapped
+from visalign.shapes.judges.preferences import Batch, Batches, Taught, swapped
 from visalign.shapes.judges.recipes import QwenRecipe
 from visalign.shapes.judges.teaching import Teacher
 from visalign.shapes.judges.towers import speak_up
@@ -131,6 +132,16 @@ class Learner(nn.Module):
         self.head = self.net.head.requires_grad_(True)
         self.taught = Taught(recipe.text.width, recipe.text.width, embed)
 
+    def look(self, visuals: Sequence[Tensor], texts: Sequence[str], kind: Literal["image", "video"]) -> Tensor:
+        """Mean of each picture's or video's tokens (B, D): eyes that are taught themselves need not wait for the text."""
+        given = self.net.inputs(visuals, texts, kind)
+        found = (
+            self.model.get_image_features(given["pixel_values"], given["image_grid_thw"])
+            if kind == "image"
+            else self.model.get_video_features(given["pixel_values_videos"], given["video_grid_thw"])
+        )
+        return torch.stack([tokens.mean(0) for tokens in found.pooler_output])
+
 
 def save_weights(model: dict[str, Tensor], head: dict[str, Tensor], folder: Path) -> None:
     """Write both parts under the names that rewards read."""
@@ -140,7 +151,7 @@ def save_weights(model: dict[str, Tensor], head: dict[str, Tensor], folder: Path
 
 def rivals(pictures: Tensor, step: int, recipe: QwenRecipe) -> Tensor:
     """Pictures (B, ...) that are wrong for each caption: of another pair at first, then of the same one."""
-    return pictures.roll(2, 0) if step < recipe.easy_steps else swapped(pictures)
+    return pictures.roll(len(pictures) // 2, 0) if step < recipe.easy_steps else swapped(pictures)
 
 
 def image_loss(learner: Learner, step: int, teacher: Teacher, recipe: QwenRecipe) -> Tensor:
@@ -150,10 +161,12 @@ def image_loss(learner: Learner, step: int, teacher: Teacher, recipe: QwenRecipe
     views = (batch.pixels, rivals(batch.pixels, step, recipe), batch.spoilt)
     with fast(recipe.schedule.autocast):
         states = learner.net.states([p for view in views for p in view], texts * len(views), "image").float()
+        seen = learner.look(list(batch.pixels), texts, "image").float()
     right, wrong, worse = learner.head(states)[:, 0].chunk(3)  # (B, 2) each
-    last = states[: len(texts), 0]
-    ranked = ranking_loss(right, wrong) + recipe.damaged_weight * ranking_loss(right, worse)
-    return ranked + learner.taught(last, last, batch, teacher, recipe)
+    # A picture with the wrong caption is the rival of the caption and, turned round, of the picture.
+    ranked = ranking_loss(right, wrong) + ranking_loss(right, rivals(wrong, step, recipe))
+    ranked = ranked + recipe.damaged_weight * ranking_loss(right, worse)
+    return ranked + learner.taught(seen, states[: len(texts), 0], batch, teacher, recipe)
 
 
 def ranking_loss(better: Tensor, worse: Tensor) -> Tensor:
@@ -212,16 +225,17 @@ def video_loss(learner: Learner, step: int, teacher: Teacher, recipe: QwenRecipe
     views = (clips.smooth, rivals(clips.smooth, step, recipe), clips.jumpy, clips.spoilt)
     with fast(recipe.schedule.autocast):
         states = learner.net.states([v for view in views for v in view], texts * len(views), "video").float()
+        seen = learner.look(list(clips.smooth), texts, "video").float()
     scores = videoalign.per_token(learner.head(states))  # (4B, 3)
     right, wrong, jumpy, spoilt = scores.chunk(4)
     quality = F.softplus(spoilt[:, 0] - right[:, 0]).mean()
     motion = F.softplus(jumpy[:, 1] - right[:, 1]).mean()
-    alignment = preference_loss(right[:, 2], wrong[:, 2], spoilt[:, 2], 0.0)
-    last = states[: len(texts), -1]
+    alignment = F.softplus(wrong[:, 2] - right[:, 2]).mean()
+    alignment = alignment + F.softplus(rivals(wrong, step, recipe)[:, 2] - right[:, 2]).mean()
     return (
         alignment
         + recipe.damaged_weight * (quality + motion)
-        + learner.taught(last, last, clips.first, teacher, recipe)
+        + learner.taught(seen, states[: len(texts), -1], clips.first, teacher, recipe)
     )
 
 

@@ -194,6 +194,9 @@ class VlmRecipe(JudgeRecipe):
     meaning_layer: int = Field(gt=0)
     """After which layer of the text the meaning of captions is read."""
     meaning_weight: float = Field(ge=0)
+    verdict_layer: int = Field(gt=0)
+    """After which layer the verdict on captions is read, where answers begin."""
+    verdict_weight: float = Field(ge=0)
     damaged: float = Field(ge=0, lt=1)
     sampled: float = Field(ge=0, lt=1)
     """Share of one-picture rows that show a sample of the base model."""

@@ -136,10 +136,12 @@ def load_vlm(folder: Path) -> tuple[Vlm, Any]:
 
 
 class Learner(nn.Module):
-    """The model, and what reads the meaning of a caption off its middle layer while it learns.
+    """The model, and what reads the meaning of a caption and the verdict on it off its layers while it learns.
 
     The eyes stay as they are: while the text knows nothing, its gradients would ruin them. What a caption means is
-    taught by the CLIP's text tower, because answers alone do not tell for long which words matter.
+    taught by the CLIP's text tower, because answers alone do not tell for long which words matter. The verdict is
+    asked for where every answer begins, whatever its words: a mark deep inside a long answer can then be looked up
+    there, while a mark that has to be found in its own place stays a guess.
     """
 
     def __init__(self, recipe: VlmRecipe, clip: Clip, vocabulary: int) -> None:
@@ -147,6 +149,7 @@ class Learner(nn.Module):
         self.vlm: Vlm = build_vlm(recipe, clip, vocabulary)
         self.vlm.model.vision_tower.requires_grad_(False)
         self.meaning = nn.Linear(recipe.text.width, clip.text_projection.shape[1])
+        self.verdict = nn.Linear(recipe.text.width, 1)
 
 
 def branch_states(vlm: Vlm, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], Branches]]:
@@ -180,21 +183,33 @@ def branch_states(vlm: Vlm, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], 
 
 
 def vlm_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: VlmRecipe) -> Tensor:
-    """Weighted cross-entropy of the answers' tokens, and how far what is read of captions is from what they mean."""
-    losses, weights, distances = [], [], []
+    """Weighted cross-entropy of the answers' tokens, and how far off captions are read and judged before them."""
+    losses, weights, readings = [], [], []
     with fast(recipe.schedule.autocast):
         for states, part in branch_states(learner.vlm, batch):
             learned = part.weights > 0
             logits = learner.vlm.lm_head(states[-1][learned])
             losses.append(F.cross_entropy(logits.float(), part.targets[learned], reduction="none"))
             weights.append(part.weights[learned])
-            asked = [i for i, caption in enumerate(part.captions) if caption]
-            if asked:
-                read = learner.meaning(states[recipe.meaning_layer][asked, part.ends[asked]]).float()
-                meant = teacher.texts([part.captions[i] for i in asked])
-                distances.append((read - meant).square().mean(1))
+            readings.append(reading_losses(learner, states, part, teacher, recipe))
     answers = torch.cat(losses) @ torch.cat(weights) / torch.cat(weights).sum()
-    return answers + recipe.meaning_weight * torch.cat(distances).mean()
+    meaning, verdict = torch.cat(readings).mean(0)
+    return answers + recipe.meaning_weight * meaning + recipe.verdict_weight * verdict
+
+
+def reading_losses(
+    learner: Learner, states: tuple[Tensor, ...], part: Branches, teacher: Teacher, recipe: VlmRecipe
+) -> Tensor:
+    """Squared error of the meaning and cross-entropy of the verdict, (A, 2), of the A questions that hold a caption."""
+    asked = [i for i, caption in enumerate(part.captions) if caption]
+    if not asked:
+        return torch.empty(0, 2)
+    ends = part.ends[asked]
+    read = learner.meaning(states[recipe.meaning_layer][asked, ends]).float()
+    judged = learner.verdict(states[recipe.verdict_layer][asked, ends])[:, 0].float()
+    meant = teacher.texts([part.captions[i] for i in asked])
+    verdict = F.binary_cross_entropy_with_logits(judged, part.grades[asked], reduction="none")
+    return torch.stack([(read - meant).square().mean(1), verdict], 1)
 
 
 def train_vlm(recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
