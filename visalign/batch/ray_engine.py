@@ -6,6 +6,7 @@ The folder of the output must be seen by all machines, as the media must be.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -39,6 +40,8 @@ def score_with_ray(works: Iterable[Work], setup: Setup, nproc: int, folder: Path
         InputError: Ray is not installed.
         RunError: a reward raised.
     """
+    # Under `uv run` Ray would start every worker through uv, in a copy of the folder that lacks the environment.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         import ray
     except ModuleNotFoundError:

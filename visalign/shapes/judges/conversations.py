@@ -25,7 +25,7 @@ from visalign.shapes.scenes import Description, place
 from visalign.shapes.verifier import verify
 
 _RELATED = 0.7
-_LENGTHY = 40
+_LENGTHY = 20
 _BORDERS = (32, 64, 128, 1024)
 
 

@@ -133,7 +133,7 @@ class Learner(nn.Module):
         self.taught = Taught(recipe.text.width, recipe.text.width, embed)
 
     def look(self, visuals: Sequence[Tensor], texts: Sequence[str], kind: Literal["image", "video"]) -> Tensor:
-        """Mean of each picture's or video's tokens (B, D): eyes that are taught themselves need not wait for the text."""
+        """Mean of each picture's or video's tokens (B, D): eyes that are taught need not wait for the text."""
         given = self.net.inputs(visuals, texts, kind)
         found = (
             self.model.get_image_features(given["pixel_values"], given["image_grid_thw"])
