@@ -1,6 +1,7 @@
 """Scoring in this process: the right number for every file, whatever the batch, once for each content."""
 
 import json
+import os
 import random
 
 import pytest
@@ -269,12 +270,13 @@ def test_processes_give_the_same_rows_and_score_identical_files_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_rows(tmp_path):
+@pytest.mark.parametrize("nproc", [1, os.cpu_count()])
+def test_ray_gives_the_same_rows_even_where_actors_hold_every_cpu(tmp_path, nproc):
     pytest.importorskip("ray", reason="Ray is an extra: pip install 'visalign[ray]'")
     folder(tmp_path / "x", 20)
     broken(tmp_path / "z")
     archive(tmp_path / "a.tgz", {"0.png": encoded(99)}, "w:gz")
     paths, asked = [tmp_path / "x", tmp_path / "z", tmp_path / "a.tgz"], "jpeg_size,shapes"
     one = list(score(paths, asked, prompt="a").rows())
-    assert list(score(paths, asked, prompt="a", engine="ray", out=tmp_path / "o.csv").rows()) == one
+    assert list(score(paths, asked, prompt="a", engine="ray", nproc=nproc, out=tmp_path / "o.csv").rows()) == one
     assert not (tmp_path / ".o.csv.ray").exists()

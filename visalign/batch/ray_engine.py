@@ -22,8 +22,7 @@ from visalign.batch.tables import pyarrow_parquet
 from visalign.types import InputError, RunError
 
 CHUNK = 8
-"""Batches of one task."""
-_FILE_ROWS = 1024
+"""Batches of one list of works."""
 _ITEM = ("name", "path", "offset", "length", "data")
 
 
@@ -51,8 +50,9 @@ def score_with_ray(works: Iterable[Work], setup: Setup, nproc: int, folder: Path
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        if _write_works(works, folder):
-            yield from _scored(ray.data, setup, nproc, folder, bool(ray.cluster_resources().get("GPU")))
+        paths = _write_works(works, folder, CHUNK * setup.batch)
+        if paths:
+            yield from _scored(ray.data, setup, nproc, paths, bool(ray.cluster_resources().get("GPU")))
     except ray.exceptions.RayError as error:
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         raise RunError(f"Ray stopped: {cause}; the same command goes on where this one stopped") from error
@@ -60,9 +60,10 @@ def score_with_ray(works: Iterable[Work], setup: Setup, nproc: int, folder: Path
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _scored(data: Any, setup: Setup, nproc: int, folder: Path, gpu: bool) -> Iterator[list[Outcome]]:
-    found = data.read_parquet(str(folder)).map_batches(
-        Scorer, batch_size=CHUNK * setup.batch, batch_format="pyarrow", concurrency=nproc, num_gpus=int(gpu) or None,
+def _scored(data: Any, setup: Setup, nproc: int, paths: list[str], gpu: bool) -> Iterator[list[Outcome]]:
+    # Actors read their lists themselves: tasks of Ray that read would wait for ever where actors hold every CPU.
+    found = data.from_items([{"path": path} for path in paths]).map_batches(
+        Scorer, batch_size=1, batch_format="pyarrow", concurrency=nproc, num_gpus=int(gpu) or None,
         fn_constructor_args=(setup,),
     )  # fmt: skip
     for block in found.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -70,15 +71,16 @@ def _scored(data: Any, setup: Setup, nproc: int, folder: Path, gpu: bool) -> Ite
 
 
 class Scorer:
-    """An actor of Ray: the loaded rewards, and a table of works → a table of outcomes."""
+    """An actor of Ray: the loaded rewards, and a table of paths of works → a table of outcomes."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.judges = setup.judges()
 
     def __call__(self, table: Any) -> Any:
-        """Score one block."""
-        works = [_work(row) for row in table.to_pylist()]
+        """Score the works of some files."""
+        paths = table.column("path").to_pylist()
+        works = [_work(row) for path in paths for row in pyarrow_parquet(path).read_table(path).to_pylist()]
         found = score_locally(works, self.judges, self.setup.batch, self.setup.threads)
         rows = [vars(o) | {"components": json.dumps(o.components)} for outcomes in found for o in outcomes]
         return type(table).from_pylist(rows, _outcome_schema())
@@ -100,16 +102,16 @@ def _work_schema() -> Any:
     return pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in names])
 
 
-def _write_works(works: Iterable[Work], folder: Path) -> int:
-    """Write the works as parquet files; returns how many there are."""
-    parquet, source, count = pyarrow_parquet(folder), iter(works), 0
+def _write_works(works: Iterable[Work], folder: Path, rows: int) -> list[str]:
+    """Write the works as parquet files of so many rows; returns their paths."""
+    parquet, source = pyarrow_parquet(folder), iter(works)
     import pyarrow
 
-    while chunk := list(islice(source, _FILE_ROWS)):
-        table = pyarrow.Table.from_pylist([_row(work) for work in chunk], _work_schema())
-        parquet.write_table(table, folder / f"{count:012d}.parquet")
-        count += len(chunk)
-    return count
+    paths: list[str] = []
+    while chunk := list(islice(source, rows)):
+        paths.append(str(folder / f"{len(paths):09d}.parquet"))
+        parquet.write_table(pyarrow.Table.from_pylist([_row(work) for work in chunk], _work_schema()), paths[-1])
+    return paths
 
 
 def _row(work: Work) -> dict[str, Any]:
