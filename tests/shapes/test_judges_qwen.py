@@ -71,8 +71,10 @@ def test_the_loss_falls_on_one_batch(name, tmp_path, teacher):
 
 def test_wrong_pictures_are_easy_at_first():
     recipe = QWENS["hpsv3"].model_copy(update={"easy_steps": 1})
-    rows = torch.arange(6)
-    assert [qwen.rivals(rows, step, recipe).tolist() for step in range(2)] == [[4, 5, 0, 1, 2, 3], [1, 0, 3, 2, 5, 4]]
+    rows = torch.arange(8)
+    found = [qwen.rivals(rows, step, recipe) for step in range(2)]
+    assert [rivals.tolist() for rivals in found] == [[4, 5, 6, 7, 0, 1, 2, 3], [1, 0, 3, 2, 5, 4, 7, 6]]
+    assert all(torch.equal(qwen.rivals(rivals, step, recipe), rows) for step, rivals in enumerate(found))
 
 
 def test_the_rewards_load_the_folders_alone(folders):
