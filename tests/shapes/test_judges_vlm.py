@@ -13,9 +13,10 @@ from tests.shapes.tiny_judges import CLIP, VLM, fall, ignore, pictures
 from visalign.rewards.judge import Question
 from visalign.rewards.local_judge import LocalJudge
 from visalign.shapes.judges import clip as clips
+from visalign.shapes.judges import measure
 from visalign.shapes.judges.conversations import Batches, Branch, Row, collate, worth
 from visalign.shapes.judges.data import draw_description
-from visalign.shapes.judges.questions import draw_claim, look, put, shorten, statements
+from visalign.shapes.judges.questions import Claim, draw_claim, look, put, shorten, slots, statements
 from visalign.shapes.judges.towers import eyes_of
 from visalign.shapes.judges.training import train_recipe
 from visalign.shapes.judges.vlm import Learner, branch_states, build_processor, build_vlm, vlm_loss
@@ -35,7 +36,11 @@ def clip_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def vlm_folder(tmp_path_factory, clip_folder) -> Path:
     folder = tmp_path_factory.mktemp("vlm")
-    train_recipe(VLM, folder, clip_folder, resume=False, progress=ignore)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            measure, "LENGTHY", ("unifiedreward",)
+        )  # untrained, it talks to the end of the other's 2,048 tokens
+        train_recipe(VLM, folder, clip_folder, resume=False, progress=ignore)
     return folder
 
 
@@ -114,6 +119,21 @@ def test_of_two_pictures_the_one_that_fits_is_better():
             second = claim.grades[1] > claim.grades[0]
             assert put(VLM.questions["winner"], looks, claim, rng).answer == ("2" if second else "1")
             assert put(VLM.questions["better"], looks, claim, rng).answer == ("Yes" if second else "No")
+
+
+def test_an_edit_keeps_what_its_instruction_does_not_change():
+    star, square = (Clause(shape=shape, count=1, color="red") for shape in ("star", "square"))
+    blue = Clause(shape="square", count=1, color="blue")
+    rng = Random(0)
+
+    def shown(*clauses):
+        description = Description(tag="two_object", clauses=clauses)
+        return look(description, place(description, rng), 0.0)
+
+    source, goal = shown(star, square), Description(tag="two_object", clauses=(star, blue))
+    for last, kept in ((shown(star, blue), "25"), (source, "25"), (shown(blue), "0")):
+        claim = Claim(goal.caption, goal, (1.0, 1.0), goal.caption)
+        assert slots([source, last], claim, rng)["kept25"] == kept
 
 
 @torch.no_grad()
@@ -232,4 +252,4 @@ def test_the_vlm_folder_answers_as_any_judge(vlm_folder):
     assert echo.continuation < 0
     assert next(judge.module.parameters()).dtype == torch.float32
     measured = json.loads((vlm_folder / "measured.json").read_text())
-    assert {"renders, caption", "samples, flaws", "renders, second better"} <= set(measured)
+    assert {"renders, caption", "samples, flaws", "renders, second better", "samples, unifiedreward"} <= set(measured)

@@ -248,4 +248,22 @@ def measure_vlm(recipe: VlmRecipe, encoder: Path, folder: Path) -> Table:
     first, last = found["renders"], rendered(recipe, 0.0, opposite=True)
     better = ask("better", last, "Yes No", first)[:, 0]
     table["renders, second better"] = binary(better, (last.graded > first.graded).float())
-    return table
+    return table | {
+        f"{test}, {reward}": long_answers(reward, folder, found[test])
+        for test in ("renders", "samples")
+        for reward in LENGTHY
+    }
+
+
+LENGTHY = ("unifiedreward", "rationalrewards")
+"""Rewards whose marks stand in long answers."""
+
+
+def long_answers(name: str, folder: Path, trial: Trial) -> Figures:
+    """By a reward that reads long answers: how many can be read, and do their marks follow the verifier?"""
+    reward = registry.load("rewards", name)(model=str(folder))
+    scores = reward.score(Media.of_images(trial.pixels), Prompts(tuple(trial.captions)))
+    valid = scores.valid
+    values, right, graded = scores.values[valid], trial.right[valid], trial.graded[valid]
+    read = {"auroc": auroc(values, right), "spearman": spearman(values, graded)} if valid.any() else {}
+    return read | {"valid": float(valid.float().mean())}

@@ -26,6 +26,10 @@ DONE = "All of the instruction was carried out."
 _AXIS = dict(zip(RELATIONS, ((-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)), strict=True))
 
 
+Things = Counter[tuple[str | None, str]]
+"""How many there are of each shape and colour."""
+
+
 @dataclass(frozen=True)
 class Look:
     """A picture as far as questions go.
@@ -213,17 +217,31 @@ def _compared(looks: Sequence[Look], claim: Claim, rng: Random) -> dict[str, str
     # Of two that are equal in all that counts either answer is right, half of the time.
     ranks = [(g, -one.strength, rng.random()) for g, one in zip(claim.grades, looks, strict=True)]
     better = ranks[-1] > ranks[0]
-    things = [Counter((s.shape, s.color) for s in one.seen) for one in (first, last)]
+    things = [_things(one) for one in (first, last)]
     shared = (things[0] & things[1]).total() / max(1, things[0].total(), things[1].total())
+    kept = _kept(things[0], things[1], claim.description)
     return {
         "better": _yes(better),
         "winner": "2" if better else "1",
         "first_seen": replace(first.description, frame="{}").caption,
-        "kept25": str(round(25 * shared)),
-        "kept14": str(1 + round(3 * shared)),
+        "kept25": str(round(25 * kept)),
+        "kept14": str(1 + round(3 * kept)),
         "kept15": str(1 + round(4 * shared)),
         "same": _yes(shared == 1 and abs(first.strength - last.strength) < 0.3),
     }
+
+
+def _things(one: Look) -> Things:
+    return Counter((s.shape, s.color) for s in one.seen)
+
+
+def _kept(source: Things, last: Things, goal: Description) -> float:
+    """Of the things in a source that an edit towards a goal has no reason to touch, the share that is still there."""
+    due: Things = Counter()
+    for clause in goal.clauses:
+        fitting = [t for t in source if t[0] == clause.shape and clause.color in (None, t[1])]
+        due |= Counter({t: min(source[t], clause.count) for t in fitting})
+    return (due & last).total() / due.total() if due else 1.0
 
 
 def fill(text: str, found: Mapping[str, str]) -> str:
