@@ -1,5 +1,6 @@
 """Scoring in this process: the right number for every file, whatever the batch, once for each content."""
 
+import importlib.util
 import json
 import os
 import random
@@ -269,10 +270,11 @@ def test_processes_give_the_same_rows_and_score_identical_files_once(tmp_path):
         score(paths, "jpeg_sise", nproc=2)
 
 
+# Not by importorskip: what is set for Ray's start is read when it is imported.
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is an extra: pip install 'visalign[ray]'")
 @pytest.mark.slow
 @pytest.mark.parametrize("nproc", [1, os.cpu_count()])
 def test_ray_gives_the_same_rows_even_where_actors_hold_every_cpu(tmp_path, nproc):
-    pytest.importorskip("ray", reason="Ray is an extra: pip install 'visalign[ray]'")
     folder(tmp_path / "x", 20)
     broken(tmp_path / "z")
     archive(tmp_path / "a.tgz", {"0.png": encoded(99)}, "w:gz")
