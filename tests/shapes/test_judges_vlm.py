@@ -14,9 +14,10 @@ from visalign.rewards.judge import Question
 from visalign.rewards.local_judge import LocalJudge
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges import measure
+from visalign.shapes.judges.claims import Claim, draw_claim, look, statements
 from visalign.shapes.judges.conversations import Batches, Branch, Row, collate, worth
 from visalign.shapes.judges.data import draw_description
-from visalign.shapes.judges.questions import Claim, draw_claim, look, put, shorten, slots, statements
+from visalign.shapes.judges.questions import agreement, put, shorten, slots
 from visalign.shapes.judges.towers import eyes_of
 from visalign.shapes.judges.training import train_recipe
 from visalign.shapes.judges.vlm import Learner, branch_states, build_processor, build_vlm, vlm_loss
@@ -134,6 +135,9 @@ def test_an_edit_keeps_what_its_instruction_does_not_change():
     for last, kept in ((shown(star, blue), "25"), (source, "25"), (shown(blue), "0")):
         claim = Claim(goal.caption, goal, (1.0, 1.0), goal.caption)
         assert slots([source, last], claim, rng)["kept25"] == kept
+        assert agreement("[{fit25}, {kept25}]", [source, last], claim) == int(kept) / 25
+        assert math.isnan(agreement("{fit25}", [source, last], claim))
+    assert agreement("{same}", [source, shown(star, blue)], claim) == 0.5
 
 
 @torch.no_grad()
@@ -143,7 +147,7 @@ def test_branches_do_not_see_each_other(clip_folder, words):
     prefix = words("<bos><user>" + "<image>" * 65).input_ids
     texts = (("a red star<end><assistant>", "Yes<end>"), ("blue", "No no no"), ("what is this", "a red star"))
     read = [(words(question).input_ids, words(answer).input_ids) for question, answer in texts]
-    branches = [Branch(question, answer, worth(answer, ()), "", 0.0) for question, answer in read]
+    branches = [Branch(question, answer, worth(answer, ()), "", (math.nan, math.nan)) for question, answer in read]
     pixels = pictures(2)[2]
     rows = [Row(prefix, branches), Row(words("<bos><system>be strict<end>").input_ids + prefix[1:], branches[:1])]
     ((states, part),) = branch_states(vlm, collate(rows, pixels))
@@ -218,10 +222,37 @@ def test_it_begins_with_short_wordings_and_short_answers(samples, words):
 
 
 def test_a_caption_is_learned_where_the_question_holds_it_against_a_picture(samples, words):
-    parts = Batches(VLM, words, samples, tokens=65)(1).branches
+    batches = Batches(VLM, words, samples, tokens=65)
+    parts = [part for step in range(3) for part in batches(step).branches]
     named = [(words.decode(part.tokens[i]), c) for part in parts for i, c in enumerate(part.captions) if c]
     assert named
     assert all(caption.lower() in text.lower() for text, caption in named)
+
+
+def test_verdicts_are_learned_where_a_question_asks_for_them(samples, words):
+    batches = Batches(VLM, words, samples, tokens=65)
+    parts = [part for step in range(12) for part in batches(step + 3).branches]
+    held = torch.cat([~part.verdicts[:, 0].isnan() for part in parts])
+    assert held.tolist() == [bool(c) for part in parts for c in part.captions]
+    silent = [
+        (words.decode(part.tokens[i]), bool(part.verdicts[i, 1].isnan()))
+        for part in parts
+        for i in range(len(part.ends))
+    ]
+    about = [unknown for text, unknown in silent if "agree" in text or "consistent" in text]
+    assert about
+    assert not any(about)
+    assert any(unknown for _, unknown in silent)
+
+
+def test_some_videos_stand_still_while_the_description_stays(samples, words):
+    batches = Batches(VLM, words, samples, tokens=65)
+    shown = batches._shown([4] * 40, batches.groups[-1], Random(0))
+    still = [bool((pixels[0] == pixels[1]).all() and (pixels[2] == pixels[3]).all()) for pixels, _, _ in shown]
+    assert 0.2 < sum(still) / len(still) < 0.8
+    for pixels, looks, _ in shown:
+        for one, other in ((0, 1), (2, 3)):
+            assert not (pixels[one] == pixels[other]).all() or looks[one] == looks[other]
 
 
 def test_the_teacher_scales_its_embeddings(teacher):

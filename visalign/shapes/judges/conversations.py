@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
+from visalign.shapes.judges.claims import Look, draw_claim, look
 from visalign.shapes.judges.damage import damage, draw_damage, vary
 from visalign.shapes.judges.data import alter, draw_description
 from visalign.shapes.judges.faults import Samples
-from visalign.shapes.judges.questions import Look, draw_claim, look, put
+from visalign.shapes.judges.questions import put
 from visalign.shapes.judges.recipes import PhaseRecipe, QuestionRecipe, VlmRecipe
 from visalign.shapes.judges.words import IMAGE, SPECIAL, pieces
 from visalign.shapes.render import render
@@ -38,14 +39,15 @@ class Branch:
         answer: with the mark of its end.
         worth: what the loss of each token of the answer counts.
         caption: what the question holds against pictures; empty where it holds nothing.
-        grade: how far the caption is true of the last picture.
+        verdict: how far the caption is true of the last picture, and how far that agrees with the first; NaN where the
+            question does not say.
     """
 
     question: list[int]
     answer: list[int]
     worth: list[float]
     caption: str
-    grade: float
+    verdict: tuple[float, float]
 
     def __len__(self) -> int:
         return len(self.question) + len(self.answer)
@@ -71,7 +73,8 @@ class Branches:
         weights: (N, L) float32, what its loss counts; 0 outside answers.
         ends: place of each question's last token, (N,) int64.
         captions: what the questions hold against pictures, N texts; empty where they hold none.
-        grades: how far each caption is true of the last picture, (N,) float32 in [0, 1].
+        verdicts: how far each caption is true of the last picture, and how far that agrees with the first, (N, 2)
+            float32 in [0, 1]; NaN where the question does not say.
     """
 
     rows: Tensor
@@ -81,7 +84,7 @@ class Branches:
     weights: Tensor
     ends: Tensor
     captions: tuple[str, ...]
-    grades: Tensor
+    verdicts: Tensor
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def _branches(part: Sequence[tuple[int, Branch]]) -> Branches:
         weights=pad_sequence([_weights(branch) for branch in branches], batch_first=True),
         ends=torch.tensor([len(branch.question) - 1 for branch in branches]),
         captions=tuple(branch.caption for branch in branches),
-        grades=torch.tensor([branch.grade for branch in branches]),
+        verdicts=torch.tensor([branch.verdict for branch in branches]),
     )
 
 
@@ -164,6 +167,15 @@ def asked_in(recipe: VlmRecipe, number: int) -> Groups:
             asked = question.model_copy(update={"ask": wordings, "weight": weight})
             groups.setdefault(question.pictures, []).append(asked)
     return groups
+
+
+def _stills(described: Sequence[Sequence[Description]], rng: Random) -> Iterator[list[int]]:
+    """Which picture each place shows: half of the videos stand still wherever the description does not change."""
+    start = 0
+    for group in described:
+        still = len(group) > 2 and rng.random() < 0.5
+        yield [start + (group.index(d) if still else i) for i, d in enumerate(group)]
+        start += len(group)
 
 
 class Batches:
@@ -215,6 +227,8 @@ class Batches:
         pixels = damage(clean, kinds, strength, rng.getrandbits(62))
         flat = [d for group in described for d in group]
         looks = [look(d, s, float(x)) for d, s, x in zip(flat, scenes, strength, strict=True)]
+        shown = [place for group in _stills(described, rng) for place in group]
+        pixels, looks = pixels[shown], [looks[place] for place in shown]
         result, start = [], 0
         for count in counts:
             end = start + count
@@ -244,12 +258,13 @@ class Batches:
         system = f"<system>{rng.choice(self.recipe.systems)}<end>" if rng.random() < phase.systems else ""
         prefix = f"<bos>{system}<user>" + SPECIAL[IMAGE] * self.tokens * len(looks)
         branches: list[Branch] = []
-        room = self.recipe.room
+        room = self.recipe.room * max(1, len(looks) // 2)
         while True:
             kind = rng.choices(kinds, [q.weight for q in kinds])[0]
             asked = put(kind, looks, draw_claim(looks, self.nonsense, phase.near, rng), rng)
             question, answer = self._encode(f"{asked.question}<end><assistant>"), self._encode(f"{asked.answer}<end>")
-            branch = Branch(question, answer, worth(answer, self.digits), asked.caption, asked.grade)
+            verdict = (asked.grade, asked.kept)
+            branch = Branch(question, answer, worth(answer, self.digits), asked.caption, verdict)
             room -= len(branch)
             if branches and room < 0:
                 return Row(self._encode(prefix), branches)

@@ -24,13 +24,14 @@ from transformers import (
 )
 
 from visalign.shapes.autoencoder import Progress
+from visalign.shapes.judges.claims import INJECTIONS
 from visalign.shapes.judges.clip import Clip, load_clip, normalised
 from visalign.shapes.judges.conversations import Batch, Batches, Branches
 from visalign.shapes.judges.damage import damage, draw_damage
 from visalign.shapes.judges.data import draw_scenes
 from visalign.shapes.judges.faults import training_samples
 from visalign.shapes.judges.learning import Trainer, fast
-from visalign.shapes.judges.questions import DONE, INJECTIONS, KEPT, WHOLE
+from visalign.shapes.judges.questions import DONE, KEPT, WHOLE
 from visalign.shapes.judges.recipes import VlmRecipe
 from visalign.shapes.judges.teaching import Teacher
 from visalign.shapes.judges.towers import eyes_of, picture_processor, speak_up, vision_sizes
@@ -139,9 +140,9 @@ class Learner(nn.Module):
     """The model, and what reads the meaning of a caption and the verdict on it off its layers while it learns.
 
     The eyes stay as they are: while the text knows nothing, its gradients would ruin them. What a caption means is
-    taught by the CLIP's text tower, because answers alone do not tell for long which words matter. The verdict is
-    asked for where every answer begins, whatever its words: a mark deep inside a long answer can then be looked up
-    there, while a mark that has to be found in its own place stays a guess.
+    taught by the CLIP's text tower, because answers alone do not tell for long which words matter. The verdicts, on the
+    caption and on whether pictures agree, are asked for where every answer begins, whatever its words: a mark deep
+    inside a long answer can then be looked up there, while a mark that has to be found in its own place stays a guess.
     """
 
     def __init__(self, recipe: VlmRecipe, clip: Clip, vocabulary: int) -> None:
@@ -149,7 +150,7 @@ class Learner(nn.Module):
         self.vlm: Vlm = build_vlm(recipe, clip, vocabulary)
         self.vlm.model.vision_tower.requires_grad_(False)
         self.meaning = nn.Linear(recipe.text.width, clip.text_projection.shape[1])
-        self.verdict = nn.Linear(recipe.text.width, 1)
+        self.verdict = nn.Linear(recipe.text.width, 2)
 
 
 def branch_states(vlm: Vlm, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], Branches]]:
@@ -184,32 +185,35 @@ def branch_states(vlm: Vlm, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], 
 
 def vlm_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: VlmRecipe) -> Tensor:
     """Weighted cross-entropy of the answers' tokens, and how far off captions are read and judged before them."""
-    losses, weights, readings = [], [], []
+    losses, weights, meanings, verdicts = [], [], [], []
     with fast(recipe.schedule.autocast):
         for states, part in branch_states(learner.vlm, batch):
             learned = part.weights > 0
             logits = learner.vlm.lm_head(states[-1][learned])
             losses.append(F.cross_entropy(logits.float(), part.targets[learned], reduction="none"))
             weights.append(part.weights[learned])
-            readings.append(reading_losses(learner, states, part, teacher, recipe))
+            meanings.append(meaning_losses(learner, states[recipe.meaning_layer], part, teacher))
+            verdicts.append(verdict_losses(learner, states[recipe.verdict_layer], part))
     answers = torch.cat(losses) @ torch.cat(weights) / torch.cat(weights).sum()
-    meaning, verdict = torch.cat(readings).mean(0)
+    meaning, verdict = torch.cat(meanings).mean(), torch.cat(verdicts).mean()
     return answers + recipe.meaning_weight * meaning + recipe.verdict_weight * verdict
 
 
-def reading_losses(
-    learner: Learner, states: tuple[Tensor, ...], part: Branches, teacher: Teacher, recipe: VlmRecipe
-) -> Tensor:
-    """Squared error of the meaning and cross-entropy of the verdict, (A, 2), of the A questions that hold a caption."""
+def meaning_losses(learner: Learner, states: Tensor, part: Branches, teacher: Teacher) -> Tensor:
+    """Mean squared error of what is read off states (N, L, D), (A,), for the A questions that hold a caption."""
     asked = [i for i, caption in enumerate(part.captions) if caption]
     if not asked:
-        return torch.empty(0, 2)
-    ends = part.ends[asked]
-    read = learner.meaning(states[recipe.meaning_layer][asked, ends]).float()
-    judged = learner.verdict(states[recipe.verdict_layer][asked, ends])[:, 0].float()
+        return torch.empty(0)
+    read = learner.meaning(states[asked, part.ends[asked]]).float()
     meant = teacher.texts([part.captions[i] for i in asked])
-    verdict = F.binary_cross_entropy_with_logits(judged, part.grades[asked], reduction="none")
-    return torch.stack([(read - meant).square().mean(1), verdict], 1)
+    return (read - meant).square().mean(1)
+
+
+def verdict_losses(learner: Learner, states: Tensor, part: Branches) -> Tensor:
+    """Cross-entropy of the verdicts that are read off states (N, L, D), one for each that is asked for."""
+    judged = learner.verdict(states[torch.arange(len(part.ends)), part.ends]).float()  # (N, 2)
+    known = ~part.verdicts.isnan()
+    return F.binary_cross_entropy_with_logits(judged[known], part.verdicts[known], reduction="none")
 
 
 def train_vlm(recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
