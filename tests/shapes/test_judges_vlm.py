@@ -14,13 +14,13 @@ from visalign.rewards.judge import Question
 from visalign.rewards.local_judge import LocalJudge
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges import measure
-from visalign.shapes.judges.claims import Claim, draw_claim, look, statements
+from visalign.shapes.judges.claims import THINGS, Claim, draw_claim, look, statements
 from visalign.shapes.judges.conversations import Batches, Branch, Row, collate, worth
 from visalign.shapes.judges.data import draw_description
 from visalign.shapes.judges.questions import agreement, put, shorten, slots
 from visalign.shapes.judges.towers import eyes_of
 from visalign.shapes.judges.training import train_recipe
-from visalign.shapes.judges.vlm import Learner, branch_states, build_processor, build_vlm, vlm_loss
+from visalign.shapes.judges.vlm import Learner, branch_states, build_processor, build_vlm, compare_losses, vlm_loss
 from visalign.shapes.judges.words import build_words
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Clause, Description, place
@@ -149,7 +149,9 @@ def test_branches_do_not_see_each_other(clip_folder, words):
     read = [(words(question).input_ids, words(answer).input_ids) for question, answer in texts]
     branches = [Branch(question, answer, worth(answer, ()), "", (math.nan, math.nan)) for question, answer in read]
     pixels = pictures(2)[2]
-    rows = [Row(prefix, branches), Row(words("<bos><system>be strict<end>").input_ids + prefix[1:], branches[:1])]
+    nothing = [[math.nan] * THINGS] * 2
+    longer = words("<bos><system>be strict<end>").input_ids + prefix[1:]
+    rows = [Row(prefix, branches, nothing), Row(longer, branches[:1], nothing)]
     ((states, part),) = branch_states(vlm, collate(rows, pixels))
     found = vlm.lm_head(states[-1][part.weights > 0])
     expected, ends = [], []
@@ -216,7 +218,7 @@ def test_it_begins_with_short_wordings_and_short_answers(samples, words):
     assert [len(found) for found in kinds] == sorted(len(found) for found in kinds)
     assert len(kinds[-1]) == len(VLM.questions)
     assert set(batches.groups[0]) == {1}
-    assert [batches.phase(step) for step in range(5)] == [0, 1, 2, 3, 3]
+    assert [batches.phase(step) for step in range(6)] == [0, 1, 2, 3, 4, 4]
     longest = [max(part.tokens.shape[1] for part in batches(step).branches) for step in range(6)]
     assert max(longest[:2]) < 60 < max(longest[2:])
 
@@ -245,6 +247,26 @@ def test_verdicts_are_learned_where_a_question_asks_for_them(samples, words):
     assert any(unknown for _, unknown in silent)
 
 
+def test_what_pictures_show_and_share_is_read_in_rows_of_several(clip_folder, samples, words):
+    batches = Batches(VLM, words, samples, tokens=65)
+    found = [batches(step) for step in range(3, 15)]
+    for batch in found:
+        several = len(batch.pixels) >= 2 * len(batch.tokens)
+        assert batch.things.isnan().all() != several
+        if several:
+            assert ((batch.things.sum(2) >= 1) & (batch.things.sum(2) <= 4)).all()
+    learner = Learner(VLM, clips.load_clip(clip_folder), len(words))
+    torch.nn.init.zeros_(learner.things.weight)
+    torch.nn.init.zeros_(learner.common.weight)
+    learner.common.bias.data.fill_(30.0)
+    one = torch.zeros(THINGS)
+    one[3] = 2.0
+    things = torch.stack([torch.stack([one, one]), torch.stack([one, one.roll(1)]), torch.full((2, THINGS), torch.nan)])
+    learner.things.bias.data = things[0].flatten()
+    states = (torch.zeros(3, 5, 16),) * 3
+    assert compare_losses(learner, states, things, VLM).tolist() == pytest.approx([0.0, 30.0 + 0.1 * 8.0], abs=1e-4)
+
+
 def test_some_videos_stand_still_while_the_description_stays(samples, words):
     batches = Batches(VLM, words, samples, tokens=65)
     shown = batches._shown([4] * 40, batches.groups[-1], Random(0))
@@ -268,7 +290,7 @@ def test_the_vlm_learns(clip_folder, samples, words, teacher):
     clip = clips.load_clip(clip_folder)
     learner, batch = Learner(VLM, clip, len(words)), Batches(VLM, words, samples, tokens=65)(0)
     eyes = [p.clone() for p in learner.vlm.model.vision_tower.parameters()]
-    assert fall(learner, VLM, lambda: vlm_loss(learner, batch, teacher, VLM), steps=12, rate=1e-2) > 0.2
+    assert fall(learner, VLM, lambda: vlm_loss(learner, batch, teacher, VLM, 1.0), steps=12, rate=1e-2) > 0.2
     assert all(torch.equal(a, b) for a, b in zip(eyes, learner.vlm.model.vision_tower.parameters()))
 
 

@@ -42,7 +42,10 @@ def small(name, **changes):
 
 
 CLIP: ClipRecipe = small("clip", embed=16, vision=TOWER, text=TOWER, faults=2)
-VLM: VlmRecipe = small("vlm", text=TOWER, feed_forward=32, room=60, phases=PHASES, meaning_layer=1, verdict_layer=2)
+COMPARED = {"things_layer": 1, "common_layer": 2}
+VLM: VlmRecipe = small(
+    "vlm", text=TOWER, feed_forward=32, room=60, phases=PHASES, meaning_layer=1, verdict_layer=2, **COMPARED
+)
 HEADS: dict[str, HeadRecipe] = {n: small(n, hidden=(8,), pictures=12) for n in ("aesthetic", "artifact")}
 MPS: MpsRecipe = small("mps", head=8, heads=2, hidden=16)
 BLIP: BlipRecipe = small("blip", vision=TOWER | {"width": 64}, text=TOWER | {"width": 64})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
-from visalign.shapes.judges.claims import Look, draw_claim, look
+from visalign.shapes.judges.claims import THINGS, Look, draw_claim, look, things
 from visalign.shapes.judges.damage import damage, draw_damage, vary
 from visalign.shapes.judges.data import alter, draw_description
 from visalign.shapes.judges.faults import Samples
@@ -55,10 +56,17 @@ class Branch:
 
 @dataclass(frozen=True)
 class Row:
-    """What all questions of a row see, as token numbers, and the questions."""
+    """What all questions of a row see.
+
+    Attributes:
+        prefix: as token numbers.
+        branches: the questions.
+        things: what the first and the last picture show, two lists of `THINGS` counts; NaN where there is one or none.
+    """
 
     prefix: list[int]
     branches: list[Branch]
+    things: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -96,12 +104,15 @@ class Batch:
         mask: (R, L) int64, 1 where there is a token.
         pixels: (P, 3, S, S) in [0, 1], in the order of their tokens.
         branches: all questions, those of about the same length together.
+        things: how many there are of each shape and colour in the first and the last picture, (R, 2, K) float32; NaN
+            in rows of one picture or none.
     """
 
     tokens: Tensor
     mask: Tensor
     pixels: Tensor
     branches: tuple[Branches, ...]
+    things: Tensor
 
 
 def collate(rows: Sequence[Row], pixels: Tensor) -> Batch:
@@ -114,7 +125,8 @@ def collate(rows: Sequence[Row], pixels: Tensor) -> Batch:
         for branch in row.branches:
             border = next(i for i, most in enumerate(_BORDERS) if len(branch) <= most)
             parts[border].append((number, branch))
-    return Batch(tokens, mask, pixels, tuple(_branches(part) for part in parts if part))
+    things = torch.tensor([row.things for row in rows])
+    return Batch(tokens, mask, pixels, tuple(_branches(part) for part in parts if part), things)
 
 
 def _branches(part: Sequence[tuple[int, Branch]]) -> Branches:
@@ -258,6 +270,7 @@ class Batches:
         system = f"<system>{rng.choice(self.recipe.systems)}<end>" if rng.random() < phase.systems else ""
         prefix = f"<bos>{system}<user>" + SPECIAL[IMAGE] * self.tokens * len(looks)
         branches: list[Branch] = []
+        shown = [things(looks[i]) for i in (0, -1)] if len(looks) > 1 else [[math.nan] * THINGS] * 2
         room = self.recipe.room * max(1, len(looks) // 2)
         while True:
             kind = rng.choices(kinds, [q.weight for q in kinds])[0]
@@ -267,7 +280,7 @@ class Batches:
             branch = Branch(question, answer, worth(answer, self.digits), asked.caption, verdict)
             room -= len(branch)
             if branches and room < 0:
-                return Row(self._encode(prefix), branches)
+                return Row(self._encode(prefix), branches, shown)
             branches.append(branch)
 
     def _encode(self, text: str) -> list[int]:

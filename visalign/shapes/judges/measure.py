@@ -248,15 +248,41 @@ def measure_vlm(recipe: VlmRecipe, encoder: Path, folder: Path) -> Table:
     first, last = found["renders"], rendered(recipe, 0.0, opposite=True)
     better = ask("better", last, "Yes No", first)[:, 0]
     table["renders, second better"] = binary(better, (last.graded > first.graded).float())
-    return table | {
+    table |= {
         f"{test}, {reward}": long_answers(reward, folder, found[test])
         for test in ("renders", "samples")
         for reward in LENGTHY
     }
+    return table | {f"videos, {name}": videos(name, folder, first, last) for name in VIDEOS}
 
 
 LENGTHY = ("unifiedreward", "rationalrewards")
 """Rewards whose marks stand in long answers."""
+
+
+VIDEOS = ("videoscore2",)
+"""Rewards of videos, whose marks stand in long answers too."""
+
+
+def videos(name: str, folder: Path, trial: Trial, other: Trial) -> Figures:
+    """Of pictures that stand still: how many can be read, and do marks follow the verifier?
+
+    `frames` is how well the reward tells them, by physical consistency, from videos that show another trial first.
+    """
+    reward = registry.load("rewards", name)(model=str(folder))
+    still = trial.pixels[:, None].expand(-1, FRAMES, -1, -1, -1)  # (N, F, 3, S, S)
+    torn = torch.cat([other.pixels[:, None].expand(-1, FRAMES // 2, -1, -1, -1), still[:, FRAMES // 2 :]], 1)
+    found, broken = (reward.score(Media(v, fps=2.0), Prompts(tuple(trial.captions))) for v in (still, torn))
+    valid = found.valid
+    if not (valid.any() and broken.valid.any()):
+        return {"valid": float(valid.float().mean())}
+    whole, apart = (s.components["physical_consistency"][s.valid] for s in (found, broken))
+    return {
+        "auroc": auroc(found.values[valid], trial.right[valid]),
+        "spearman": spearman(found.values[valid], trial.graded[valid]),
+        "valid": float(valid.float().mean()),
+        "frames": auroc(torch.cat([whole, apart]), torch.cat([torch.ones_like(whole), torch.zeros_like(apart)])),
+    }
 
 
 def long_answers(name: str, folder: Path, trial: Trial) -> Figures:
