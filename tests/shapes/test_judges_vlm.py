@@ -14,13 +14,13 @@ from visalign.rewards.judge import Question
 from visalign.rewards.local_judge import LocalJudge
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges import measure
-from visalign.shapes.judges.claims import THINGS, Claim, draw_claim, look, statements
+from visalign.shapes.judges.claims import Claim, draw_claim, look, statements
 from visalign.shapes.judges.conversations import Batches, Branch, Row, collate, worth
 from visalign.shapes.judges.data import draw_description
 from visalign.shapes.judges.questions import agreement, put, shorten, slots
 from visalign.shapes.judges.towers import eyes_of
 from visalign.shapes.judges.training import train_recipe
-from visalign.shapes.judges.vlm import Learner, branch_states, build_processor, build_vlm, compare_losses, vlm_loss
+from visalign.shapes.judges.vlm import Learner, branch_states, build_processor, build_vlm, comparison_losses, vlm_loss
 from visalign.shapes.judges.words import build_words
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Clause, Description, place
@@ -149,9 +149,8 @@ def test_branches_do_not_see_each_other(clip_folder, words):
     read = [(words(question).input_ids, words(answer).input_ids) for question, answer in texts]
     branches = [Branch(question, answer, worth(answer, ()), "", (math.nan, math.nan)) for question, answer in read]
     pixels = pictures(2)[2]
-    nothing = [[math.nan] * THINGS] * 2
     longer = words("<bos><system>be strict<end>").input_ids + prefix[1:]
-    rows = [Row(prefix, branches, nothing), Row(longer, branches[:1], nothing)]
+    rows = [Row(prefix, branches, 1, math.nan), Row(longer, branches[:1], 1, math.nan)]
     ((states, part),) = branch_states(vlm, collate(rows, pixels))
     found = vlm.lm_head(states[-1][part.weights > 0])
     expected, ends = [], []
@@ -249,22 +248,18 @@ def test_verdicts_are_learned_where_a_question_asks_for_them(samples, words):
 
 def test_what_pictures_show_and_share_is_read_in_rows_of_several(clip_folder, samples, words):
     batches = Batches(VLM, words, samples, tokens=65)
-    found = [batches(step) for step in range(3, 15)]
-    for batch in found:
-        several = len(batch.pixels) >= 2 * len(batch.tokens)
-        assert batch.things.isnan().all() != several
-        if several:
-            assert ((batch.things.sum(2) >= 1) & (batch.things.sum(2) <= 4)).all()
+    for batch in [batches(step) for step in range(3, 15)]:
+        shown, each = len(batch.pixels), len(batch.pixels) // len(batch.tokens)
+        assert batch.common.isnan().tolist() == [each < 2] * len(batch.tokens)
+        if each >= 2:
+            assert batch.ends.tolist() == [[i, i + each - 1] for i in range(0, shown, each)]
     learner = Learner(VLM, clips.load_clip(clip_folder), len(words))
-    torch.nn.init.zeros_(learner.things.weight)
-    torch.nn.init.zeros_(learner.common.weight)
+    for reader in (learner.pair, learner.common):
+        torch.nn.init.zeros_(reader.weight)
     learner.common.bias.data.fill_(30.0)
-    one = torch.zeros(THINGS)
-    one[3] = 2.0
-    things = torch.stack([torch.stack([one, one]), torch.stack([one, one.roll(1)]), torch.full((2, THINGS), torch.nan)])
-    learner.things.bias.data = things[0].flatten()
-    states = (torch.zeros(3, 5, 16),) * 3
-    assert compare_losses(learner, states, things, VLM).tolist() == pytest.approx([0.0, 30.0 + 0.1 * 8.0], abs=1e-4)
+    pairs = torch.stack([learner.pair.bias.detach(), learner.pair.bias.detach() + 2.0])
+    losses = comparison_losses(learner, (torch.ones(2, 5, 16),) * 3, pairs, torch.tensor([1.0, 0.0]), VLM)
+    assert losses.tolist() == pytest.approx([0.0, 30.0 + 4.0], abs=1e-4)
 
 
 def test_some_videos_stand_still_while_the_description_stays(samples, words):

@@ -42,7 +42,7 @@ def small(name, **changes):
 
 
 CLIP: ClipRecipe = small("clip", embed=16, vision=TOWER, text=TOWER, faults=2)
-COMPARED = {"things_layer": 1, "common_layer": 2}
+COMPARED = {"pair_layer": 1, "common_layer": 2}
 VLM: VlmRecipe = small(
     "vlm", text=TOWER, feed_forward=32, room=60, phases=PHASES, meaning_layer=1, verdict_layer=2, **COMPARED
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
-from visalign.shapes.judges.claims import THINGS, Look, draw_claim, look, things
+from visalign.shapes.judges.claims import Look, draw_claim, look, share_in_common
 from visalign.shapes.judges.damage import damage, draw_damage, vary
 from visalign.shapes.judges.data import alter, draw_description
 from visalign.shapes.judges.faults import Samples
@@ -61,12 +61,14 @@ class Row:
     Attributes:
         prefix: as token numbers.
         branches: the questions.
-        things: what the first and the last picture show, two lists of `THINGS` counts; NaN where there is one or none.
+        pictures: their number.
+        common: the share of things that the first and the last have in common; NaN where there is one or none.
     """
 
     prefix: list[int]
     branches: list[Branch]
-    things: list[list[float]]
+    pictures: int
+    common: float
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,16 @@ class Batch:
         mask: (R, L) int64, 1 where there is a token.
         pixels: (P, 3, S, S) in [0, 1], in the order of their tokens.
         branches: all questions, those of about the same length together.
-        things: how many there are of each shape and colour in the first and the last picture, (R, 2, K) float32; NaN
-            in rows of one picture or none.
+        ends: places of each row's first and last picture in `pixels`, (R, 2) int64; of no use in rows of none.
+        common: the share of things that those have in common, (R,) float32 in [0, 1]; NaN in rows of one or none.
     """
 
     tokens: Tensor
     mask: Tensor
     pixels: Tensor
     branches: tuple[Branches, ...]
-    things: Tensor
+    ends: Tensor
+    common: Tensor
 
 
 def collate(rows: Sequence[Row], pixels: Tensor) -> Batch:
@@ -125,8 +128,16 @@ def collate(rows: Sequence[Row], pixels: Tensor) -> Batch:
         for branch in row.branches:
             border = next(i for i, most in enumerate(_BORDERS) if len(branch) <= most)
             parts[border].append((number, branch))
-    things = torch.tensor([row.things for row in rows])
-    return Batch(tokens, mask, pixels, tuple(_branches(part) for part in parts if part), things)
+    pictures = torch.tensor([row.pictures for row in rows])
+    after = pictures.cumsum(0)
+    return Batch(
+        tokens=tokens,
+        mask=mask,
+        pixels=pixels,
+        branches=tuple(_branches(part) for part in parts if part),
+        ends=torch.stack([after - pictures, after - 1], 1),
+        common=torch.tensor([row.common for row in rows]),
+    )
 
 
 def _branches(part: Sequence[tuple[int, Branch]]) -> Branches:
@@ -270,7 +281,7 @@ class Batches:
         system = f"<system>{rng.choice(self.recipe.systems)}<end>" if rng.random() < phase.systems else ""
         prefix = f"<bos>{system}<user>" + SPECIAL[IMAGE] * self.tokens * len(looks)
         branches: list[Branch] = []
-        shown = [things(looks[i]) for i in (0, -1)] if len(looks) > 1 else [[math.nan] * THINGS] * 2
+        common = share_in_common(looks[0], looks[-1]) if len(looks) > 1 else math.nan
         room = self.recipe.room * max(1, len(looks) // 2)
         while True:
             kind = rng.choices(kinds, [q.weight for q in kinds])[0]
@@ -280,7 +291,7 @@ class Batches:
             branch = Branch(question, answer, worth(answer, self.digits), asked.caption, verdict)
             room -= len(branch)
             if branches and room < 0:
-                return Row(self._encode(prefix), branches, shown)
+                return Row(self._encode(prefix), branches, len(looks), common)
             branches.append(branch)
 
     def _encode(self, text: str) -> list[int]:

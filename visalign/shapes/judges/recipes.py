@@ -179,7 +179,7 @@ class PhaseRecipe(Strict):
     lengthy: float = Field(1.0, gt=0)
     """How many times as often as their weights say questions with long answers are asked."""
     compared: float = Field(0.0, ge=0)
-    """Weight of reading off what the first and the last of several pictures show, and how much of it is the same."""
+    """Weight of reading what the first and the last of several pictures show, and how much of that is the same."""
 
 
 class VlmRecipe(JudgeRecipe):
@@ -199,7 +199,7 @@ class VlmRecipe(JudgeRecipe):
     verdict_layer: int = Field(gt=0)
     """After which layer the verdict on captions is read, where answers begin."""
     verdict_weight: float = Field(ge=0)
-    things_layer: int = Field(gt=0)
+    pair_layer: int = Field(gt=0)
     """After which layer it is read, where questions begin, what the first and the last picture show."""
     common_layer: int = Field(gt=0)
     """After which layer it is read how much of that is the same."""

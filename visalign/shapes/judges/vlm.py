@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from visalign.shapes.autoencoder import Progress
-from visalign.shapes.judges.claims import INJECTIONS, THINGS
+from visalign.shapes.judges.claims import INJECTIONS
 from visalign.shapes.judges.clip import Clip, load_clip, normalised
 from visalign.shapes.judges.conversations import Batch, Batches, Branches
 from visalign.shapes.judges.damage import damage, draw_damage
@@ -43,8 +43,6 @@ Vlm = Any
 
 _CHUNK = 32
 _PICTURES = 256
-_SEEN = 0.1
-"""Weight of a wrong count against what pictures have in common."""
 _QUIET = 0.3
 """Spread of the first logits."""
 
@@ -145,8 +143,8 @@ class Learner(nn.Module):
     taught by the CLIP's text tower, because answers alone do not tell for long which words matter. The verdicts, on the
     caption and on whether pictures agree, are asked for where every answer begins, whatever its words: a mark deep
     inside a long answer can then be looked up there, while a mark that has to be found in its own place stays a guess.
-    What several pictures show is asked for where every question begins, always as far away from the pictures: whether
-    two of them agree was not learned at all from answers.
+    What several pictures show, as the CLIP embeds it, is asked for where every question begins, always as far from the
+    pictures: whether two of them agree was not learned at all from answers.
     """
 
     def __init__(self, recipe: VlmRecipe, clip: Clip, vocabulary: int) -> None:
@@ -155,7 +153,7 @@ class Learner(nn.Module):
         self.vlm.model.vision_tower.requires_grad_(False)
         self.meaning = nn.Linear(recipe.text.width, clip.text_projection.shape[1])
         self.verdict = nn.Linear(recipe.text.width, 2)
-        self.things = nn.Linear(recipe.text.width, 2 * THINGS)
+        self.pair = nn.Linear(recipe.text.width, 2 * clip.text_projection.shape[1])
         self.common = nn.Linear(recipe.text.width, 1)
 
 
@@ -200,6 +198,8 @@ def vlm_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: VlmRecipe
         compared: weight of what pictures show and have in common.
     """
     losses, weights, meanings, verdicts, comparisons = [], [], [], [], []
+    several = compared > 0 and not batch.common.isnan().any()
+    pairs = teacher.images(batch.pixels[batch.ends.flatten()]).view(len(batch.ends), -1) if several else None
     with fast(recipe.schedule.autocast):
         for states, part in branch_states(learner.vlm, batch):
             learned = part.weights > 0
@@ -208,12 +208,14 @@ def vlm_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: VlmRecipe
             weights.append(part.weights[learned])
             meanings.append(meaning_losses(learner, states[recipe.meaning_layer], part, teacher))
             verdicts.append(verdict_losses(learner, states[recipe.verdict_layer], part))
-            comparisons.append(compare_losses(learner, states, batch.things[part.rows], recipe))
+            if pairs is not None:
+                comparisons.append(
+                    comparison_losses(learner, states, pairs[part.rows], batch.common[part.rows], recipe)
+                )
     answers = torch.cat(losses) @ torch.cat(weights) / torch.cat(weights).sum()
     meaning, verdict = torch.cat(meanings).mean(), torch.cat(verdicts).mean()
     loss = answers + recipe.meaning_weight * meaning + recipe.verdict_weight * verdict
-    several = torch.cat(comparisons)
-    return loss + compared * several.mean() if compared and len(several) else loss
+    return loss + compared * torch.cat(comparisons).mean() if comparisons else loss
 
 
 def meaning_losses(learner: Learner, states: Tensor, part: Branches, teacher: Teacher) -> Tensor:
@@ -233,15 +235,26 @@ def verdict_losses(learner: Learner, states: Tensor, part: Branches) -> Tensor:
     return F.binary_cross_entropy_with_logits(judged[known], part.verdicts[known], reduction="none")
 
 
-def compare_losses(learner: Learner, states: tuple[Tensor, ...], things: Tensor, recipe: VlmRecipe) -> Tensor:
-    """How far off the things (N, 2, K) of several pictures are read, and what they have in common, (A,), of A rows."""
-    known = ~things[:, 0, 0].isnan()
-    things = things[known]
-    read = learner.things(states[recipe.things_layer][known, 0]).float()
-    judged = learner.common(states[recipe.common_layer][known, 0])[:, 0].float()
-    most = things.sum(2).amax(1).clamp_min(1)
-    common = F.binary_cross_entropy_with_logits(judged, things.amin(1).sum(1) / most, reduction="none")
-    return common + _SEEN * (read - things.flatten(1)).square().sum(1)
+def comparison_losses(
+    learner: Learner, states: tuple[Tensor, ...], pairs: Tensor, common: Tensor, recipe: VlmRecipe
+) -> Tensor:
+    """How far off two pictures are read, and what they have in common, at the first token of N questions, (N,).
+
+    Args:
+        learner: the model and its readers.
+        states: after each layer, (N, L, D) each.
+        pairs: what the first and the last picture show, (N, 2E).
+        common: the share that is the same, (N,).
+        recipe: says after which layers.
+    """
+    read = learner.pair(_levelled(states[recipe.pair_layer][:, 0])).float()
+    judged = learner.common(_levelled(states[recipe.common_layer][:, 0]))[:, 0].float()
+    wrong = F.binary_cross_entropy_with_logits(judged, common, reduction="none")
+    return wrong + (read - pairs).square().mean(1)
+
+
+def _levelled(states: Tensor) -> Tensor:
+    return F.rms_norm(states.float(), states.shape[-1:])
 
 
 def train_vlm(recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
