@@ -13,7 +13,7 @@ from tests.shapes.tiny_judges import CLIP, VLM, fall, ignore, pictures
 from visalign.rewards.judge import Question
 from visalign.rewards.local_judge import LocalJudge
 from visalign.shapes.judges import clip as clips
-from visalign.shapes.judges import measure
+from visalign.shapes.judges import measure_vlm
 from visalign.shapes.judges.claims import Claim, draw_claim, look, statements
 from visalign.shapes.judges.conversations import Batches, Branch, Row, collate, worth
 from visalign.shapes.judges.data import draw_description
@@ -39,7 +39,7 @@ def vlm_folder(tmp_path_factory, clip_folder) -> Path:
     folder = tmp_path_factory.mktemp("vlm")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            measure, "LENGTHY", ("unifiedreward",)
+            measure_vlm, "LENGTHY", ("unifiedreward",)
         )  # untrained, it talks to the end of the other's 2,048 tokens
         train_recipe(VLM, folder, clip_folder, resume=False, progress=ignore)
     return folder

@@ -134,17 +134,17 @@ def _stands(seen: Sequence[Seen], shape: str, reference: str, axis: tuple[float,
     return x * axis[0] + y * axis[1] > 0.5 * math.hypot(x, y)
 
 
-def _things(one: Look) -> Things:
-    return Counter((s.shape, s.color) for s in one.seen)
+def _things(seen: Sequence[Seen]) -> Things:
+    return Counter((s.shape, s.color) for s in seen)
 
 
-def share_in_common(first: Look, last: Look) -> float:
+def share_in_common(first: Sequence[Seen], last: Sequence[Seen]) -> float:
     """The share of things that two pictures have in common."""
     one, other = _things(first), _things(last)
     return (one & other).total() / max(1, one.total(), other.total())
 
 
-def share_kept(first: Look, last: Look, goal: Description) -> float:
+def share_kept(first: Sequence[Seen], last: Sequence[Seen], goal: Description) -> float:
     """Of the things in a source that an edit towards a goal has no reason to touch, the share that is still there."""
     source, due = _things(first), Things()
     for clause in goal.clauses:

@@ -281,7 +281,7 @@ class Batches:
         system = f"<system>{rng.choice(self.recipe.systems)}<end>" if rng.random() < phase.systems else ""
         prefix = f"<bos>{system}<user>" + SPECIAL[IMAGE] * self.tokens * len(looks)
         branches: list[Branch] = []
-        common = share_in_common(looks[0], looks[-1]) if len(looks) > 1 else math.nan
+        common = share_in_common(looks[0].seen, looks[-1].seen) if len(looks) > 1 else math.nan
         room = self.recipe.room * max(1, len(looks) // 2)
         while True:
             kind = rng.choices(kinds, [q.weight for q in kinds])[0]

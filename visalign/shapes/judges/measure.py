@@ -22,7 +22,6 @@ from visalign.shapes.judges.damage import damage, draw_damage, vary
 from visalign.shapes.judges.data import alter, held_out_descriptions
 from visalign.shapes.judges.faults import sample
 from visalign.shapes.judges.metrics import accuracy, auroc, binary, spearman
-from visalign.shapes.judges.questions import fill
 from visalign.shapes.judges.qwen import FRAMES, draw_clips
 from visalign.shapes.judges.recipes import (
     ClipRecipe,
@@ -31,9 +30,7 @@ from visalign.shapes.judges.recipes import (
     JudgeRecipe,
     PreferenceRecipe,
     QwenRecipe,
-    VlmRecipe,
 )
-from visalign.shapes.judges.vlm import first_words, load_vlm
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Description, place
 from visalign.shapes.verifier import verify
@@ -215,81 +212,3 @@ def measure_detector(recipe: DetectorRecipe, encoder: Path, folder: Path) -> Tab
             "spearman": spearman(scores.values, trial.graded),
         }
     return table
-
-
-class Asker:
-    """Asks a saved `shapes/vlm` by its own first wordings, through its processor."""
-
-    def __init__(self, recipe: VlmRecipe, folder: Path) -> None:
-        self.recipe = recipe
-        self.vlm, self.processor = load_vlm(folder)
-        self.words: dict[str, int] = self.processor.tokenizer.get_vocab()
-
-    def __call__(self, kind: str, trial: Trial, answers: str, *before: Trial) -> Tensor:
-        """Probabilities (N, A) of answers, which add up to 1; pictures of the trials before are shown first."""
-        texts = [fill(self.recipe.questions[kind].ask[0], {"prompt": c}) for c in trial.captions]
-        pictures = list(zip(*(t.pixels for t in (*before, trial)), strict=True))
-        numbers = [self.words[a] for a in answers.split()]
-        found = first_words(self.vlm, self.processor, pictures, texts)[:, numbers]
-        return found / found.sum(dim=1, keepdim=True)
-
-
-def measure_vlm(recipe: VlmRecipe, encoder: Path, folder: Path) -> Table:
-    """Its verdicts, marks, counts and comparisons."""
-    ask, found = Asker(recipe, folder), trials(recipe)
-    table: Table = {}
-    for name, trial in found.items():
-        shows, flaws = (ask(kind, trial, "Yes No")[:, 0] for kind in ("shows", "flawed"))
-        mark = ask("fit05", trial, "0 1 2 3 4 5") @ torch.arange(6.0)
-        counts = ask("total", trial, "0 1 2 3 4 5").argmax(dim=1)
-        table[f"{name}, caption"] = {**binary(shows, trial.right), "spearman": spearman(mark, trial.graded)}
-        table[f"{name}, flaws"] = {**binary(flaws, trial.flawed), "spearman": spearman(flaws, trial.strength)}
-        table[f"{name}, count"] = {"accuracy": float((counts == trial.total).float().mean())}
-    first, last = found["renders"], rendered(recipe, 0.0, opposite=True)
-    better = ask("better", last, "Yes No", first)[:, 0]
-    table["renders, second better"] = binary(better, (last.graded > first.graded).float())
-    table |= {
-        f"{test}, {reward}": long_answers(reward, folder, found[test])
-        for test in ("renders", "samples")
-        for reward in LENGTHY
-    }
-    return table | {f"videos, {name}": videos(name, folder, first, last) for name in VIDEOS}
-
-
-LENGTHY = ("unifiedreward", "rationalrewards")
-"""Rewards whose marks stand in long answers."""
-
-
-VIDEOS = ("videoscore2",)
-"""Rewards of videos, whose marks stand in long answers too."""
-
-
-def videos(name: str, folder: Path, trial: Trial, other: Trial) -> Figures:
-    """Of pictures that stand still: how many can be read, and do marks follow the verifier?
-
-    `frames` is how well the reward tells them, by physical consistency, from videos that show another trial first.
-    """
-    reward = registry.load("rewards", name)(model=str(folder))
-    still = trial.pixels[:, None].expand(-1, FRAMES, -1, -1, -1)  # (N, F, 3, S, S)
-    torn = torch.cat([other.pixels[:, None].expand(-1, FRAMES // 2, -1, -1, -1), still[:, FRAMES // 2 :]], 1)
-    found, broken = (reward.score(Media(v, fps=2.0), Prompts(tuple(trial.captions))) for v in (still, torn))
-    valid = found.valid
-    if not (valid.any() and broken.valid.any()):
-        return {"valid": float(valid.float().mean())}
-    whole, apart = (s.components["physical_consistency"][s.valid] for s in (found, broken))
-    return {
-        "auroc": auroc(found.values[valid], trial.right[valid]),
-        "spearman": spearman(found.values[valid], trial.graded[valid]),
-        "valid": float(valid.float().mean()),
-        "frames": auroc(torch.cat([whole, apart]), torch.cat([torch.ones_like(whole), torch.zeros_like(apart)])),
-    }
-
-
-def long_answers(name: str, folder: Path, trial: Trial) -> Figures:
-    """By a reward that reads long answers: how many can be read, and do their marks follow the verifier?"""
-    reward = registry.load("rewards", name)(model=str(folder))
-    scores = reward.score(Media.of_images(trial.pixels), Prompts(tuple(trial.captions)))
-    valid = scores.valid
-    values, right, graded = scores.values[valid], trial.right[valid], trial.graded[valid]
-    read = {"auroc": auroc(values, right), "spearman": spearman(values, graded)} if valid.any() else {}
-    return read | {"valid": float(valid.float().mean())}

@@ -96,7 +96,7 @@ def _compared(looks: Sequence[Look], claim: Claim, rng: Random) -> dict[str, str
     # Of two that are equal in all that counts either answer is right, half of the time.
     ranks = [(g, -one.strength, rng.random()) for g, one in zip(claim.grades, looks, strict=True)]
     better = ranks[-1] > ranks[0]
-    kept, shared = share_kept(first, last, claim.description), share_in_common(first, last)
+    kept, shared = share_kept(first.seen, last.seen, claim.description), share_in_common(first.seen, last.seen)
     return {
         "better": _yes(better),
         "winner": "2" if better else "1",
@@ -111,8 +111,8 @@ def _compared(looks: Sequence[Look], claim: Claim, rng: Random) -> dict[str, str
 def agreement(answer: str, looks: Sequence[Look], claim: Claim) -> float:
     """How far the last picture agrees with the first, in the way that an answer speaks of; NaN where it does not."""
     if "{kept" in answer:
-        return share_kept(looks[0], looks[-1], claim.description)
-    return share_in_common(looks[0], looks[-1]) if "{shared" in answer or "{same}" in answer else math.nan
+        return share_kept(looks[0].seen, looks[-1].seen, claim.description)
+    return share_in_common(looks[0].seen, looks[-1].seen) if "{shared" in answer or "{same}" in answer else math.nan
 
 
 def fill(text: str, found: Mapping[str, str]) -> str:

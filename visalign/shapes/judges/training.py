@@ -23,8 +23,8 @@ from visalign.shapes.judges.measure import (
     measure_head,
     measure_preferences,
     measure_videos,
-    measure_vlm,
 )
+from visalign.shapes.judges.measure_vlm import measure_vlm
 from visalign.shapes.judges.mps import train_mps
 from visalign.shapes.judges.qwen import train_qwen
 from visalign.shapes.judges.recipes import JudgeRecipe, load_recipe
