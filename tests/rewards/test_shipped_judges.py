@@ -25,7 +25,7 @@ LIKENESS = ("dino", "identity", "consistency", "lpips")
 EDITS = ("editscore",)
 GROUPS = ("pairwise",)
 VIDEOS = ("videoalign", "videoscore2")
-FRAMES = pytest.mark.xfail(strict=True, reason="shapes/vlm is torn whether frames agree, so that rows are invalid")
+FRAMES = pytest.mark.xfail(strict=True, reason="shapes/vlm does not tell whether frames agree: rows are invalid")
 
 
 @cache
