@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +16,42 @@ from visalign.shapes.judges.metrics import auroc, binary, spearman
 from visalign.shapes.judges.questions import fill
 from visalign.shapes.judges.qwen import FRAMES
 from visalign.shapes.judges.recipes import VlmRecipe
-from visalign.shapes.judges.vlm import first_words, load_vlm
+from visalign.shapes.judges.vlm import Vlm, load_vlm
 from visalign.shapes.verifier import verify
 from visalign.types import Media, Prompts
+
+_CHUNK = 32
+
+
+@torch.no_grad()
+def first_words(vlm: Vlm, processor: Any, pictures: Sequence[Sequence[Tensor]], texts: Sequence[str]) -> Tensor:
+    """Probabilities (B, V) of the first token of the answers, asked through the processor as everyone asks.
+
+    Args:
+        vlm: the model.
+        processor: its processor.
+        pictures: (3, S, S) each in [0, 1], the same number for every text.
+        texts: the questions.
+    """
+    parts = []
+    for start in range(0, len(texts), _CHUNK):
+        rows = zip(pictures[start : start + _CHUNK], texts[start : start + _CHUNK], strict=True)
+        inputs = processor.apply_chat_template(
+            [_message(*row) for row in rows],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        parts.append(vlm(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].softmax(dim=-1))
+    return torch.cat(parts)
+
+
+def _message(pictures: Sequence[Tensor], text: str) -> list[dict[str, Any]]:
+    arrays = [(p.permute(1, 2, 0) * 255).round().byte().numpy() for p in pictures]
+    content = [*({"type": "image", "image": array} for array in arrays), {"type": "text", "text": text}]
+    return [{"role": "user", "content": content}]
 
 
 class Asker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -41,7 +41,6 @@ from visalign.shapes.render import render
 Vlm = Any
 """A LlavaForConditionalGeneration."""
 
-_CHUNK = 32
 _PICTURES = 256
 _QUIET = 0.3
 """Spread of the first logits."""
@@ -272,34 +271,3 @@ def train_vlm(recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progre
 
     trainer.run(loss, "vlm", work, progress)
     save_vlm(learner.vlm, processor, output)
-
-
-@torch.no_grad()
-def first_words(vlm: Vlm, processor: Any, pictures: Sequence[Sequence[Tensor]], texts: Sequence[str]) -> Tensor:
-    """Probabilities (B, V) of the first token of the answers, asked through the processor as everyone asks.
-
-    Args:
-        vlm: the model.
-        processor: its processor.
-        pictures: (3, S, S) each in [0, 1], the same number for every text.
-        texts: the questions.
-    """
-    parts = []
-    for start in range(0, len(texts), _CHUNK):
-        rows = zip(pictures[start : start + _CHUNK], texts[start : start + _CHUNK], strict=True)
-        inputs = processor.apply_chat_template(
-            [_message(*row) for row in rows],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        )
-        parts.append(vlm(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].softmax(dim=-1))
-    return torch.cat(parts)
-
-
-def _message(pictures: Sequence[Tensor], text: str) -> list[dict[str, Any]]:
-    arrays = [(p.permute(1, 2, 0) * 255).round().byte().numpy() for p in pictures]
-    content = [*({"type": "image", "image": array} for array in arrays), {"type": "text", "text": text}]
-    return [{"role": "user", "content": content}]
