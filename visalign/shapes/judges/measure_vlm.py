@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,19 @@ def measure_vlm(recipe: VlmRecipe, encoder: Path, folder: Path) -> Table:
     first, last = found["renders"], rendered(recipe, 0.0, opposite=True)
     better = ask("better", last, "Yes No", first)[:, 0]
     table["renders, second better"] = binary(better, (last.graded > first.graded).float())
-    table["renders, same objects"] = agreement(ask, first, last)
+    table |= {f"renders, same objects, {name}": agreement(ask, first, o) for name, o in rivals(first, last).items()}
     table |= {
         f"{test}, {reward}": long_answers(reward, folder, found[test])
         for test in ("renders", "samples")
         for reward in LENGTHY
     }
     return table | {f"videos, {name}": videos(name, folder, first, last) for name in VIDEOS}
+
+
+def rivals(trial: Trial, wrong: Trial) -> dict[str, Trial]:
+    """What pictures are held against: pictures of other captions, and those that differ in one fact."""
+    others = replace(trial, pixels=trial.pixels.roll(1, 0), rows=(*trial.rows[-1:], *trial.rows[:-1]))
+    return {"others": others, "one fact": wrong}
 
 
 def agreement(ask: Asker, trial: Trial, other: Trial) -> Figures:

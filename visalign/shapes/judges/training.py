@@ -148,10 +148,10 @@ points.
     "vlm": """A LLaVA of transformers for visalign's built-in world (64 px): it answers yes or no, counts, gives marks,
 compares two pictures and captions. Its eyes are those of `shapes/clip`.
 `AutoModelForImageTextToText.from_pretrained(FOLDER)` and `AutoProcessor.from_pretrained(FOLDER)` load it; it knows the
-words of its recipe, and no others. Whether pictures agree with one another it does not tell: "same objects" is near
-chance, and so are `consistency` and the third mark of `videoscore2` with it. `valid` is the share of answers that can
-be read, `frames` how well that third mark tells videos that stand still from those whose second half shows something
-else.
+words of its recipe, and no others. Whether two pictures agree it hardly tells: "same objects" holds a picture against
+itself and against others; `consistency` and the third mark of `videoscore2` are no better. `valid` is the share of
+answers that can be read, `frames` how well that third mark tells videos that stand still from those whose second half
+shows something else.
 """,
     "mps": """Which picture of a prompt is preferred in visalign's built-in world (64 px): MPS's cross-attention between
 the tokens of `shapes/clip`, trained by Bradley-Terry on pictures of captions that differ in one fact, and on damaged
