@@ -250,8 +250,8 @@ class Batches:
         pixels = damage(clean, kinds, strength, rng.getrandbits(62))
         flat = [d for group in described for d in group]
         looks = [look(d, s, float(x)) for d, s, x in zip(flat, scenes, strength, strict=True)]
-        shown = [place for group in _stills(described, rng) for place in group]
-        pixels, looks = pixels[shown], [looks[place] for place in shown]
+        shown = [i for group in _stills(described, rng) for i in group]
+        pixels, looks = pixels[shown], [looks[i] for i in shown]
         result, start = [], 0
         for count in counts:
             end = start + count

@@ -21,6 +21,10 @@ from visalign.shapes.judges.vlm import Vlm, load_vlm
 from visalign.shapes.verifier import verify
 from visalign.types import Media, Prompts
 
+LENGTHY = ("unifiedreward", "rationalrewards")
+"""Rewards whose marks stand in long answers."""
+VIDEOS = ("videoscore2",)
+"""Rewards of videos, whose marks stand in long answers too."""
 _CHUNK = 32
 
 
@@ -56,16 +60,16 @@ def _message(pictures: Sequence[Tensor], text: str) -> list[dict[str, Any]]:
 
 
 class Asker:
-    """Asks a saved `shapes/vlm` by its own first wordings, through its processor."""
+    """Asks a saved `shapes/vlm` by its own wordings, through its processor."""
 
     def __init__(self, recipe: VlmRecipe, folder: Path) -> None:
         self.recipe = recipe
         self.vlm, self.processor = load_vlm(folder)
         self.words: dict[str, int] = self.processor.tokenizer.get_vocab()
 
-    def __call__(self, kind: str, trial: Trial, answers: str, *before: Trial) -> Tensor:
+    def __call__(self, kind: str, trial: Trial, answers: str, *before: Trial, wording: int = 0) -> Tensor:
         """Probabilities (N, A) of answers, which add up to 1; pictures of the trials before are shown first."""
-        texts = [fill(self.recipe.questions[kind].ask[0], {"prompt": c}) for c in trial.captions]
+        texts = [fill(self.recipe.questions[kind].ask[wording], {"prompt": c}) for c in trial.captions]
         pictures = list(zip(*(t.pixels for t in (*before, trial)), strict=True))
         numbers = [self.words[a] for a in answers.split()]
         found = first_words(self.vlm, self.processor, pictures, texts)[:, numbers]
@@ -103,18 +107,11 @@ def rivals(trial: Trial, wrong: Trial) -> dict[str, Trial]:
 
 def agreement(ask: Asker, trial: Trial, other: Trial) -> Figures:
     """Do two pictures show the same objects? Each with itself, and with the one of another trial."""
-    same = torch.cat([ask("same", trial, "Yes No", before)[:, 0] for before in (trial, other)])
-    seen, before = (verify(t.pixels, t.rows).objects for t in (trial, other))
-    shared = [share_in_common(*pair) for pair in [*zip(seen, seen, strict=True), *zip(before, seen, strict=True)]]
+    # The last wording asks for objects in plain words; the others are those of `consistency`.
+    same = torch.cat([ask("same", trial, "Yes No", first, wording=-1)[:, 0] for first in (trial, other)])
+    own, others = (verify(t.pixels, t.rows).objects for t in (trial, other))
+    shared = [share_in_common(*pair) for pair in zip((*own, *others), (*own, *own), strict=True)]
     return binary(same, (torch.tensor(shared) == 1).float())
-
-
-LENGTHY = ("unifiedreward", "rationalrewards")
-"""Rewards whose marks stand in long answers."""
-
-
-VIDEOS = ("videoscore2",)
-"""Rewards of videos, whose marks stand in long answers too."""
 
 
 def videos(name: str, folder: Path, trial: Trial, other: Trial) -> Figures:
