@@ -246,11 +246,13 @@ def shapes_judges(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     clip: Annotated[Path | None, typer.Option(help="The shapes/clip to build on; default: the shipped one.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished training.")] = False,
+    device: Annotated[str, typer.Option(help="Where vlm is trained: cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make batches for vlm.")] = 0,
 ) -> None:
     """Train a shipped judge again from nothing, by its recipe."""
     from visalign import cli_judges
 
-    cli_judges.train(name, out, clip, resume)
+    cli_judges.train(name, out, clip, resume, device, workers)
 
 
 def with_resume_value(arguments: Sequence[str]) -> list[str]:

@@ -12,11 +12,11 @@ from visalign.section import nearest
 from visalign.types import InputError
 
 
-def train(name: str, out: Path, clip: Path | None, resume: bool) -> None:
+def train(name: str, out: Path, clip: Path | None, resume: bool, device: str, workers: int) -> None:
     """Make a judge again, with a bar; the last words are where it is.
 
     Raises:
-        InputError: no such judge, an unfinished training in the way, or no CLIP to build on.
+        InputError: no such judge, an unfinished training in the way, no CLIP to build on, or a place where it is not trained.
     """
     if name not in shapes.JUDGES:
         near = nearest(name, shapes.JUDGES)
@@ -26,7 +26,12 @@ def train(name: str, out: Path, clip: Path | None, resume: bool) -> None:
     eyes = clip or shapes.judge_path("clip")
     if name != "clip" and not (eyes / "open_clip_config.json").is_file():
         raise InputError(f"{eyes} holds no shapes/clip, which {name} builds on; make it first, or name it with --clip")
-    from visalign.shapes.judges.training import train_judge
+    from visalign.shapes.judges.learning import Place
+    from visalign.shapes.judges.training import ANYWHERE, train_judge
+
+    place = Place(device, workers)
+    if place != Place() and name not in ANYWHERE:
+        raise InputError(f"{name} is trained on the CPU; --device and --workers are for {', '.join(ANYWHERE)}")
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeRemainingColumn(), console=console()) as bar:
@@ -37,5 +42,5 @@ def train(name: str, out: Path, clip: Path | None, resume: bool) -> None:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, description=f"{stage}, loss {loss:.4f}")
 
-        train_judge(name, out, clip=eyes, resume=resume, progress=show)
+        train_judge(name, out, clip=eyes, resume=resume, progress=show, place=place)
     print(f"{name} is in {out}")

@@ -254,12 +254,14 @@ def test_what_pictures_show_and_share_is_read_in_rows_of_several(clip_folder, sa
         if each >= 2:
             assert batch.ends.tolist() == [[i, i + each - 1] for i in range(0, shown, each)]
     learner = Learner(VLM, clips.load_clip(clip_folder), len(words))
-    for reader in (learner.pair, learner.common):
+    for reader in (learner.pair, learner.common, learner.recalled):
         torch.nn.init.zeros_(reader.weight)
     learner.common.bias.data.fill_(30.0)
+    learner.recalled.bias.data.copy_(torch.tensor([50.0, 10.0]))
     pairs = torch.stack([learner.pair.bias.detach(), learner.pair.bias.detach() + 2.0])
-    losses = comparison_losses(learner, (torch.ones(2, 5, 16),) * 3, pairs, torch.tensor([1.0, 0.0]), VLM)
-    assert losses.tolist() == pytest.approx([0.0, 30.0 + 4.0], abs=1e-4)
+    states, ends = (torch.ones(2, 5, 16),) * 3, torch.tensor([2, 4])
+    losses = comparison_losses(learner, states, ends, pairs, torch.tensor([1.0, 0.0]), VLM)
+    assert losses.tolist() == pytest.approx([0.0, 30.0 + 30.0 + 4.0], abs=1e-4)
 
 
 def test_some_videos_stand_still_while_the_description_stays(samples, words):

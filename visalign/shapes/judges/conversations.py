@@ -6,9 +6,10 @@ import math
 import string
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ from visalign.shapes.verifier import verify
 
 _RELATED = 0.7
 _LENGTHY = 20
-_BORDERS = (32, 64, 128, 1024)
+BORDERS = (32, 64, 128, 1024)
+"""Longest questions, with their answers, of the parts of a batch."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class Branches:
     captions: tuple[str, ...]
     verdicts: Tensor
 
+    def to(self, device: str) -> Branches:
+        """The same on a device."""
+        return replace(self, **_moved(self, device))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -117,16 +123,25 @@ class Batch:
     ends: Tensor
     common: Tensor
 
+    def to(self, device: str) -> Batch:
+        """The same on a device."""
+        return replace(self, branches=tuple(part.to(device) for part in self.branches), **_moved(self, device))
 
-def collate(rows: Sequence[Row], pixels: Tensor) -> Batch:
-    """Rows as tensors."""
+
+def _moved(holder: Batch | Branches, device: str) -> dict[str, Any]:
+    values = {field.name: getattr(holder, field.name) for field in fields(holder)}
+    return {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def collate(rows: Sequence[Row], pixels: Tensor, borders: Sequence[int] = BORDERS) -> Batch:
+    """Rows as tensors; questions are padded to the longest between two borders."""
     prefixes = [torch.tensor(row.prefix) for row in rows]
     tokens = pad_sequence(prefixes, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(p) for p in prefixes], batch_first=True, padding_side="left")
-    parts: list[list[tuple[int, Branch]]] = [[] for _ in _BORDERS]
+    parts: list[list[tuple[int, Branch]]] = [[] for _ in borders]
     for number, row in enumerate(rows):
         for branch in row.branches:
-            border = next(i for i, most in enumerate(_BORDERS) if len(branch) <= most)
+            border = next(i for i, most in enumerate(borders) if len(branch) <= most)
             parts[border].append((number, branch))
     pictures = torch.tensor([row.pictures for row in rows])
     after = pictures.cumsum(0)
@@ -209,10 +224,19 @@ class Batches:
         tokenizer: of the model.
         samples: of the base model.
         tokens: of a picture.
+        borders: longest questions, with their answers, of the parts of a batch.
     """
 
-    def __init__(self, recipe: VlmRecipe, tokenizer: PreTrainedTokenizerFast, samples: Samples, tokens: int) -> None:
-        self.recipe, self.tokenizer, self.samples, self.tokens = recipe, tokenizer, samples, tokens
+    def __init__(
+        self,
+        recipe: VlmRecipe,
+        tokenizer: PreTrainedTokenizerFast,
+        samples: Samples,
+        tokens: int,
+        borders: Sequence[int] = BORDERS,
+    ) -> None:
+        self.recipe, self.tokenizer, self.samples = recipe, tokenizer, samples
+        self.tokens, self.borders = tokens, borders
         self.groups = [asked_in(recipe, number) for number in range(len(recipe.phases))]
         words = pieces(text for q in recipe.questions.values() for text in q.ask)
         self.nonsense = [word.strip() for word in words if word.strip().isalpha()]
@@ -237,7 +261,7 @@ class Batches:
         for pixels, looks, kinds in self._shown([most, *drawn], groups, rng):
             rows.append(self._row(looks, kinds, self.recipe.phases[number], rng))
             pictures.append(pixels)
-        return collate(rows, torch.cat(pictures))
+        return collate(rows, torch.cat(pictures), self.borders)
 
     def _shown(
         self, counts: list[int], groups: Groups, rng: Random

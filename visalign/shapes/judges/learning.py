@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
 
 from visalign.shapes.autoencoder import Progress, one_cycle
 from visalign.shapes.descent import descend, follow, optimizer_tensors, restore_optimizers, write_state
@@ -18,17 +21,58 @@ from visalign.shapes.judges.recipes import Schedule
 
 _BLOCKS = ("blocks.", "layers.", "layer.")
 
+B = TypeVar("B")
+
 Loss = Callable[[int], Tensor]
 """The loss of a step, from nothing but its number and the weights."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a training runs.
+
+    Attributes:
+        device: of the weights, as torch names it.
+        workers: processes that make batches ahead of their use; 0 makes each where it is used.
+    """
+
+    device: str = "cpu"
+    workers: int = 0
+
+
+class Ahead(Generic[B]):
+    """Batches by number, made ahead by worker processes; they are the same ones as without.
+
+    Args:
+        make: the batch of a step.
+        steps: their number.
+        workers: processes; 0 makes each batch where it is used.
+    """
+
+    def __init__(self, make: Callable[[int], B], steps: int, workers: int) -> None:
+        self._make, self._steps, self._workers = make, steps, workers
+        self._coming: Iterator[B] = iter(())
+        self._next = -1
+
+    def __call__(self, step: int) -> B:
+        """The batch of a step; only in rising order they are ready when asked for."""
+        if step != self._next:
+            numbers: Any = range(step, self._steps)  # a sequence of numbers is data set enough
+            self._coming = iter(
+                DataLoader(numbers, batch_size=None, collate_fn=self._make, num_workers=self._workers)
+            )
+        self._next = step + 1
+        return next(self._coming)
+
+
 @contextmanager
-def fast(enabled: bool) -> Iterator[None]:
-    """Matrix products in bfloat16, attention's too: the fused kernel of CPUs is twice as slow at these sizes."""
+def fast(enabled: bool, device: str = "cpu") -> Iterator[None]:
+    """Matrix products in bfloat16, attention's too; of CPUs the fused kernel is twice as slow at these sizes."""
+    kernels = [SDPBackend.MATH] if device == "cpu" else [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(enabled)
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with sdpa_kernel(kernels), torch.autocast(device, torch.bfloat16, enabled=enabled):
             yield
     finally:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)

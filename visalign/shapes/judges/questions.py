@@ -16,6 +16,8 @@ from visalign.shapes.verifier import Seen
 
 _TURNING = ("without", "free", "no", "nothing")
 """Words that turn the meaning of a wording."""
+_ALIKE = 0.3
+"""Pictures are in one style whose damage differs by less: nothing else is a style in this world."""
 KEPT = "the background is plain"
 WHOLE = "the shapes are whole"
 DONE = "All of the instruction was carried out."
@@ -104,7 +106,8 @@ def _compared(looks: Sequence[Look], claim: Claim, rng: Random) -> dict[str, str
         "kept25": str(round(25 * kept)),
         "kept14": str(1 + round(3 * kept)),
         "shared15": str(1 + round(4 * shared)),
-        "same": _yes(shared == 1 and abs(first.strength - last.strength) < 0.3),
+        "same": _yes(shared == 1),
+        "alike": _yes(abs(first.strength - last.strength) < _ALIKE),
     }
 
 

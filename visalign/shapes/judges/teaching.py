@@ -22,13 +22,14 @@ class Teacher:
     """Embeddings of captions and pictures, scaled to mean 0 and spread 1 in every number.
 
     Args:
-        clip: an open_clip CLIP of the built-in world.
+        clip: an open_clip CLIP of the built-in world; embeddings are made, and stay, where it is.
         size: side of the pictures that it sees.
         seed: of the examples that give mean and spread.
     """
 
     def __init__(self, clip: Clip, size: int, seed: int) -> None:
         self.clip, self.tokenizer = clip, build_tokenizer()
+        self.device: torch.device = clip.text_projection.device
         rng = Random(f"{seed} teacher")
         described = [draw_description(rng) for _ in range(_EXAMPLES)]
         scenes = [place(description, rng) for description in described]
@@ -49,12 +50,12 @@ class Teacher:
     def _read(self, captions: Sequence[str]) -> Tensor:
         known = sorted(set(captions))
         places = {caption: i for i, caption in enumerate(known)}
-        found = F.normalize(self.clip.encode_text(tokenize(self.tokenizer, known)), dim=-1)
+        found = F.normalize(self.clip.encode_text(tokenize(self.tokenizer, known).to(self.device)), dim=-1)
         return found[[places[caption] for caption in captions]]
 
     @torch.no_grad()
     def _see(self, pixels: Tensor) -> Tensor:
-        return embed_images(self.clip, pixels)
+        return embed_images(self.clip, pixels.to(self.device))
 
 
 def _moments(found: Tensor) -> tuple[Tensor, Tensor]:

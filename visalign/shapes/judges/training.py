@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from visalign.shapes.judges.blip2 import train_blip2
 from visalign.shapes.judges.clip import train_clip
 from visalign.shapes.judges.detector import train_detector
 from visalign.shapes.judges.heads import train_head
+from visalign.shapes.judges.learning import Place
 from visalign.shapes.judges.measure import (
     Table,
     measure_clip,
@@ -35,7 +37,8 @@ def _train_clip(recipe: Any, encoder: Path, output: Path, work: Path, progress: 
     train_clip(recipe, output, work, progress)
 
 
-_TRAIN: dict[str, Callable[[Any, Path, Path, Path, Progress], None]] = {
+Train = Callable[[Any, Path, Path, Path, Progress], None]
+_TRAIN: dict[str, Train] = {
     "clip": _train_clip,
     "aesthetic": train_head,
     "artifact": train_head,
@@ -47,6 +50,8 @@ _TRAIN: dict[str, Callable[[Any, Path, Path, Path, Progress], None]] = {
     "videoalign": train_qwen,
     "detector": train_detector,
 }
+ANYWHERE = {"vlm": train_vlm}
+"""Those that train on any device."""
 _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
     "clip": measure_clip,
     "aesthetic": measure_head,
@@ -62,7 +67,13 @@ _MEASURE: dict[str, Callable[[Any, Path, Path], Table]] = {
 
 
 def train_judge(
-    name: str, output: Path, *, clip: Path | None = None, resume: bool = False, progress: Progress | None = None
+    name: str,
+    output: Path,
+    *,
+    clip: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    place: Place = Place(),
 ) -> None:
     """Train a shipped judge from its recipe and write its folder.
 
@@ -75,25 +86,38 @@ def train_judge(
         clip: folder of the CLIP that the other judges build on; None takes the shipped one.
         resume: go on from `output/training`, if there is any.
         progress: called after every step with the stage, steps done, steps in all and the loss.
+        place: the device and the processes that make batches; all but `vlm` are small, and know the CPU alone.
 
     Raises:
-        ValueError: no such judge, or `output/training` exists and `resume` is False.
+        ValueError: no such judge, `output/training` exists and `resume` is False, or a place that it does not know.
     """
-    train_recipe(load_recipe(name), output, clip or judge_path("clip"), resume=resume, progress=progress or _silent)
+    recipe, eyes, show = load_recipe(name), clip or judge_path("clip"), progress or _silent
+    train_recipe(recipe, output, eyes, resume=resume, progress=show, place=place)
 
 
-def train_recipe(recipe: JudgeRecipe, output: Path, clip: Path, *, resume: bool, progress: Progress) -> None:
+def train_recipe(
+    recipe: JudgeRecipe, output: Path, clip: Path, *, resume: bool, progress: Progress, place: Place = Place()
+) -> None:
     """As `train_judge`, for any recipe."""
+    trainer = _trainer(recipe.name, place)
     work = output / "training"
     if work.exists() and not resume:
         raise ValueError(f"{work} holds an unfinished training; go on with resume=True, or delete it to start again")
     work.mkdir(parents=True, exist_ok=True)
-    _TRAIN[recipe.name](recipe, clip, output, work, progress)
+    trainer(recipe, clip, output, work, progress)
     table = known(_MEASURE[recipe.name](recipe, clip, output))
     _write(output / "measured.json", table)
     _write(output / "recipe.json", {"recipe": recipe.model_dump(mode="json")})
     (output / "README.md").write_text(card(recipe.name, table), encoding="utf-8")
     shutil.rmtree(work)
+
+
+def _trainer(name: str, place: Place) -> Train:
+    if place == Place():
+        return _TRAIN[name]
+    if name not in ANYWHERE:
+        raise ValueError(f"{name} is trained on the CPU; only {', '.join(ANYWHERE)} takes a device and workers")
+    return partial(ANYWHERE[name], place=place)
 
 
 def known(table: Table) -> Table:

@@ -26,11 +26,11 @@ from transformers import (
 from visalign.shapes.autoencoder import Progress
 from visalign.shapes.judges.claims import INJECTIONS
 from visalign.shapes.judges.clip import Clip, load_clip, normalised
-from visalign.shapes.judges.conversations import Batch, Batches, Branches
+from visalign.shapes.judges.conversations import BORDERS, Batch, Batches, Branches
 from visalign.shapes.judges.damage import damage, draw_damage
 from visalign.shapes.judges.data import draw_scenes
 from visalign.shapes.judges.faults import training_samples
-from visalign.shapes.judges.learning import Trainer, fast
+from visalign.shapes.judges.learning import Ahead, Place, Trainer, fast
 from visalign.shapes.judges.questions import DONE, KEPT, WHOLE
 from visalign.shapes.judges.recipes import VlmRecipe
 from visalign.shapes.judges.teaching import Teacher
@@ -143,7 +143,8 @@ class Learner(nn.Module):
     caption and on whether pictures agree, are asked for where every answer begins, whatever its words: a mark deep
     inside a long answer can then be looked up there, while a mark that has to be found in its own place stays a guess.
     What several pictures show, as the CLIP embeds it, is asked for where every question begins, always as far from the
-    pictures: whether two of them agree was not learned at all from answers.
+    pictures: whether two of them agree was not learned at all from answers. How much they have in common, and whether
+    that is all, is asked for there and once more where the answer begins, or answers do not look it up.
     """
 
     def __init__(self, recipe: VlmRecipe, clip: Clip, vocabulary: int) -> None:
@@ -153,7 +154,7 @@ class Learner(nn.Module):
         self.meaning = nn.Linear(recipe.text.width, clip.text_projection.shape[1])
         self.verdict = nn.Linear(recipe.text.width, 2)
         self.pair = nn.Linear(recipe.text.width, 2 * clip.text_projection.shape[1])
-        self.common = nn.Linear(recipe.text.width, 1)
+        self.common, self.recalled = nn.Linear(recipe.text.width, 2), nn.Linear(recipe.text.width, 2)
 
 
 def branch_states(vlm: Vlm, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], Branches]]:
@@ -177,7 +178,7 @@ def branch_states(vlm: Vlm, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], 
             vlm.model.language_model(
                 input_ids=part.tokens,
                 attention_mask=torch.cat([batch.mask[part.rows], part.mask], dim=1),
-                position_ids=batch.mask.sum(dim=1)[part.rows][:, None] + torch.arange(part.tokens.shape[1]),
+                position_ids=batch.mask.sum(dim=1)[part.rows][:, None] + torch.arange(part.tokens.shape[1], device=places.device),
                 past_key_values=memory,
                 use_cache=True,
                 output_hidden_states=True,
@@ -199,7 +200,7 @@ def vlm_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: VlmRecipe
     losses, weights, meanings, verdicts, comparisons = [], [], [], [], []
     several = compared > 0 and not batch.common.isnan().any()
     pairs = teacher.images(batch.pixels[batch.ends.flatten()]).view(len(batch.ends), -1) if several else None
-    with fast(recipe.schedule.autocast):
+    with fast(recipe.schedule.autocast, batch.tokens.device.type):
         for states, part in branch_states(learner.vlm, batch):
             learned = part.weights > 0
             logits = learner.vlm.lm_head(states[-1][learned])
@@ -209,7 +210,7 @@ def vlm_loss(learner: Learner, batch: Batch, teacher: Teacher, recipe: VlmRecipe
             verdicts.append(verdict_losses(learner, states[recipe.verdict_layer], part))
             if pairs is not None:
                 comparisons.append(
-                    comparison_losses(learner, states, pairs[part.rows], batch.common[part.rows], recipe)
+                    comparison_losses(learner, states, part.ends, pairs[part.rows], batch.common[part.rows], recipe)
                 )
     answers = torch.cat(losses) @ torch.cat(weights) / torch.cat(weights).sum()
     meaning, verdict = torch.cat(meanings).mean(), torch.cat(verdicts).mean()
@@ -221,7 +222,7 @@ def meaning_losses(learner: Learner, states: Tensor, part: Branches, teacher: Te
     """Mean squared error of what is read off states (N, L, D), (A,), for the A questions that hold a caption."""
     asked = [i for i, caption in enumerate(part.captions) if caption]
     if not asked:
-        return torch.empty(0)
+        return states.new_empty(0)
     read = learner.meaning(states[asked, part.ends[asked]]).float()
     meant = teacher.texts([part.captions[i] for i in asked])
     return (read - meant).square().mean(1)
@@ -229,45 +230,60 @@ def meaning_losses(learner: Learner, states: Tensor, part: Branches, teacher: Te
 
 def verdict_losses(learner: Learner, states: Tensor, part: Branches) -> Tensor:
     """Cross-entropy of the verdicts that are read off states (N, L, D), one for each that is asked for."""
-    judged = learner.verdict(states[torch.arange(len(part.ends)), part.ends]).float()  # (N, 2)
+    judged = learner.verdict(states[_each(part.ends), part.ends]).float()  # (N, 2)
     known = ~part.verdicts.isnan()
     return F.binary_cross_entropy_with_logits(judged[known], part.verdicts[known], reduction="none")
 
 
 def comparison_losses(
-    learner: Learner, states: tuple[Tensor, ...], pairs: Tensor, common: Tensor, recipe: VlmRecipe
+    learner: Learner, states: tuple[Tensor, ...], ends: Tensor, pairs: Tensor, common: Tensor, recipe: VlmRecipe
 ) -> Tensor:
-    """How far off two pictures are read, and what they have in common, at the first token of N questions, (N,).
+    """How far off two pictures are read at the first token of N questions, and their share in common there and at the
+    last, (N,).
 
     Args:
         learner: the model and its readers.
         states: after each layer, (N, L, D) each.
+        ends: place of each question's last token, (N,).
         pairs: what the first and the last picture show, (N, 2E).
         common: the share that is the same, (N,).
         recipe: says after which layers.
     """
     read = learner.pair(_levelled(states[recipe.pair_layer][:, 0])).float()
-    judged = learner.common(_levelled(states[recipe.common_layer][:, 0]))[:, 0].float()
-    wrong = F.binary_cross_entropy_with_logits(judged, common, reduction="none")
+    seen = learner.common(_levelled(states[recipe.common_layer][:, 0])).float()
+    recalled = learner.recalled(_levelled(states[recipe.verdict_layer][_each(ends), ends])).float()
+    due = torch.stack([common, (common == 1).float()], 1)  # (N, 2)
+    wrong = sum(F.binary_cross_entropy_with_logits(j, due, reduction="none").mean(1) for j in (seen, recalled))
     return wrong + (read - pairs).square().mean(1)
+
+
+def _each(ends: Tensor) -> Tensor:
+    return torch.arange(len(ends), device=ends.device)
 
 
 def _levelled(states: Tensor) -> Tensor:
     return F.rms_norm(states.float(), states.shape[-1:])
 
 
-def train_vlm(recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progress: Progress) -> None:
+def train_vlm(
+    recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progress: Progress, place: Place = Place()
+) -> None:
     """Train with the eyes of the CLIP in `encoder`, or go on from what `work` holds, and write to `output`."""
     clip = load_clip(encoder)
     processor = build_processor(recipe, clip.visual.conv1.kernel_size[0])
     tokenizer: PreTrainedTokenizerFast = processor.tokenizer
-    learner, teacher = Learner(recipe, clip, len(tokenizer)), Teacher(clip, recipe.size, recipe.seed)
+    learner = Learner(recipe, clip, len(tokenizer)).to(place.device)
+    teacher = Teacher(clip.to(place.device), recipe.size, recipe.seed)
     samples = training_samples(recipe.samples, recipe.seed, work)
-    batches = Batches(recipe, tokenizer, samples, learner.vlm.config.image_seq_length)
+    # On a GPU, starting one more pass costs more than padding.
+    borders = BORDERS if place.device == "cpu" else BORDERS[-1:]
+    batches = Batches(recipe, tokenizer, samples, learner.vlm.config.image_seq_length, borders)
+    ahead = Ahead(batches, recipe.schedule.steps, place.workers)
     trainer = Trainer(learner, recipe.schedule)
 
     def loss(step: int) -> Tensor:
-        return vlm_loss(learner, batches(step), teacher, recipe, recipe.phases[batches.phase(step)].compared)
+        compared = recipe.phases[batches.phase(step)].compared
+        return vlm_loss(learner, ahead(step).to(place.device), teacher, recipe, compared)
 
     trainer.run(loss, "vlm", work, progress)
-    save_vlm(learner.vlm, processor, output)
+    save_vlm(learner.vlm.cpu(), processor, output)
