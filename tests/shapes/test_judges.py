@@ -20,7 +20,7 @@ from visalign.shapes.judges import heads
 from visalign.shapes.judges.damage import KINDS, LEAST, damage, draw_damage, vary
 from visalign.shapes.judges.data import alter, draw_description, held_out, said, shown, truth
 from visalign.shapes.judges.faults import FAULTY, unexplained
-from visalign.shapes.judges.learning import Trainer
+from visalign.shapes.judges.learning import Ahead, Place, Trainer
 from visalign.shapes.judges.metrics import auroc, binary, calibration_error, spearman
 from visalign.shapes.judges.recipes import Schedule, load_recipe
 from visalign.shapes.judges.training import train_recipe
@@ -224,6 +224,22 @@ def test_a_stopped_training_ends_with_the_same_weights(clip_folder, tmp_path):
     assert not (tmp_path / "training").exists()
     assert json.loads((tmp_path / "recipe.json").read_text())["recipe"]["seed"] == CLIP.seed
     assert "| renders |" in (tmp_path / "README.md").read_text()
+
+
+def _squared(step):
+    return step * step
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_come_in_order_from_any_step_on(workers):
+    ahead = Ahead(_squared, 6, workers)
+    assert [ahead(step) for step in (2, 3, 0, 1, 4)] == [4, 9, 0, 1, 16]
+
+
+def test_a_small_judge_is_trained_on_the_cpu_alone(tmp_path):
+    with pytest.raises(ValueError, match="clip is trained on the CPU; only vlm takes a device and workers"):
+        train_recipe(CLIP, tmp_path, tmp_path, resume=False, progress=ignore, place=Place("cuda"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unfinished_training_is_not_overwritten(tmp_path):

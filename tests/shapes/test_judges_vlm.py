@@ -15,12 +15,21 @@ from visalign.rewards.local_judge import LocalJudge
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges import measure_vlm
 from visalign.shapes.judges.claims import Claim, draw_claim, look, statements
-from visalign.shapes.judges.conversations import Batches, Branch, Row, collate, worth
+from visalign.shapes.judges.conversations import BORDERS, Batches, Branch, Row, collate, worth
 from visalign.shapes.judges.data import draw_description
+from visalign.shapes.judges.learning import Place
 from visalign.shapes.judges.questions import agreement, put, shorten, slots
 from visalign.shapes.judges.towers import eyes_of
 from visalign.shapes.judges.training import train_recipe
-from visalign.shapes.judges.vlm import Learner, branch_states, build_processor, build_vlm, comparison_losses, vlm_loss
+from visalign.shapes.judges.vlm import (
+    Learner,
+    branch_states,
+    build_processor,
+    build_vlm,
+    comparison_losses,
+    train_vlm,
+    vlm_loss,
+)
 from visalign.shapes.judges.words import build_words
 from visalign.shapes.render import render
 from visalign.shapes.scenes import Clause, Description, place
@@ -289,6 +298,28 @@ def test_the_vlm_learns(clip_folder, samples, words, teacher):
     eyes = [p.clone() for p in learner.vlm.model.vision_tower.parameters()]
     assert fall(learner, VLM, lambda: vlm_loss(learner, batch, teacher, VLM, 1.0), steps=12, rate=1e-2) > 0.2
     assert all(torch.equal(a, b) for a, b in zip(eyes, learner.vlm.model.vision_tower.parameters()))
+
+
+def test_the_loss_is_the_same_whether_questions_stand_in_one_part_or_in_several(clip_folder, samples, words, teacher):
+    recipe = VLM.model_copy(update={"schedule": VLM.schedule.model_copy(update={"autocast": False})})
+    learner = Learner(recipe, clips.load_clip(clip_folder), len(words))
+    several, one = (Batches(recipe, words, samples, 65, borders)(3) for borders in (BORDERS, BORDERS[-1:]))
+    assert len(several.branches) > len(one.branches) == 1
+    losses = [vlm_loss(learner, batch, teacher, recipe, 1.0).item() for batch in (several, one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_batch_moves_to_a_device_with_all_its_parts(samples, words):
+    moved = Batches(VLM, words, samples, tokens=65)(0).to("meta")
+    tensors = [v for holder in (moved, *moved.branches) for v in vars(holder).values() if isinstance(v, torch.Tensor)]
+    assert len(tensors) == 5 + 7 * len(moved.branches)
+    assert all(tensor.is_meta for tensor in tensors)
+
+
+def test_workers_change_nothing(vlm_folder, clip_folder, tmp_path):
+    train_vlm(VLM, clip_folder, tmp_path, tmp_path, ignore, Place(workers=2))
+    one, other = (folder / "model.safetensors" for folder in (vlm_folder, tmp_path))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_the_vlm_folder_answers_as_any_judge(vlm_folder):

@@ -40,6 +40,9 @@ class Place:
     workers: int = 0
 
 
+HERE = Place()
+
+
 class Ahead(Generic[B]):
     """Batches by number, made ahead by worker processes; they are the same ones as without.
 
@@ -58,9 +61,8 @@ class Ahead(Generic[B]):
         """The batch of a step; only in rising order they are ready when asked for."""
         if step != self._next:
             numbers: Any = range(step, self._steps)  # a sequence of numbers is data set enough
-            self._coming = iter(
-                DataLoader(numbers, batch_size=None, collate_fn=self._make, num_workers=self._workers)
-            )
+            make: Any = self._make
+            self._coming = iter(DataLoader(numbers, batch_size=None, collate_fn=make, num_workers=self._workers))
         self._next = step + 1
         return next(self._coming)
 

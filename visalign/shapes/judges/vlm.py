@@ -30,7 +30,7 @@ from visalign.shapes.judges.conversations import BORDERS, Batch, Batches, Branch
 from visalign.shapes.judges.damage import damage, draw_damage
 from visalign.shapes.judges.data import draw_scenes
 from visalign.shapes.judges.faults import training_samples
-from visalign.shapes.judges.learning import Ahead, Place, Trainer, fast
+from visalign.shapes.judges.learning import HERE, Ahead, Place, Trainer, fast
 from visalign.shapes.judges.questions import DONE, KEPT, WHOLE
 from visalign.shapes.judges.recipes import VlmRecipe
 from visalign.shapes.judges.teaching import Teacher
@@ -170,6 +170,7 @@ def branch_states(vlm: Vlm, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], 
         position_ids=places,
         use_cache=True,
     ).past_key_values
+    lengths = batch.mask.sum(dim=1, keepdim=True)
     for part in batch.branches:
         memory = DynamicCache()
         for number, layer in enumerate(seen.layers):
@@ -178,7 +179,7 @@ def branch_states(vlm: Vlm, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], 
             vlm.model.language_model(
                 input_ids=part.tokens,
                 attention_mask=torch.cat([batch.mask[part.rows], part.mask], dim=1),
-                position_ids=batch.mask.sum(dim=1)[part.rows][:, None] + torch.arange(part.tokens.shape[1], device=places.device),
+                position_ids=lengths[part.rows] + _numbers(part.tokens[0]),
                 past_key_values=memory,
                 use_cache=True,
                 output_hidden_states=True,
@@ -230,7 +231,7 @@ def meaning_losses(learner: Learner, states: Tensor, part: Branches, teacher: Te
 
 def verdict_losses(learner: Learner, states: Tensor, part: Branches) -> Tensor:
     """Cross-entropy of the verdicts that are read off states (N, L, D), one for each that is asked for."""
-    judged = learner.verdict(states[_each(part.ends), part.ends]).float()  # (N, 2)
+    judged = learner.verdict(_at(states, part.ends)).float()  # (N, 2)
     known = ~part.verdicts.isnan()
     return F.binary_cross_entropy_with_logits(judged[known], part.verdicts[known], reduction="none")
 
@@ -251,14 +252,19 @@ def comparison_losses(
     """
     read = learner.pair(_levelled(states[recipe.pair_layer][:, 0])).float()
     seen = learner.common(_levelled(states[recipe.common_layer][:, 0])).float()
-    recalled = learner.recalled(_levelled(states[recipe.verdict_layer][_each(ends), ends])).float()
+    recalled = learner.recalled(_levelled(_at(states[recipe.verdict_layer], ends))).float()
     due = torch.stack([common, (common == 1).float()], 1)  # (N, 2)
-    wrong = sum(F.binary_cross_entropy_with_logits(j, due, reduction="none").mean(1) for j in (seen, recalled))
-    return wrong + (read - pairs).square().mean(1)
+    wrong = F.binary_cross_entropy_with_logits(torch.cat([seen, recalled], 1), due.repeat(1, 2), reduction="none")
+    return wrong.sum(1) / 2 + (read - pairs).square().mean(1)
 
 
-def _each(ends: Tensor) -> Tensor:
-    return torch.arange(len(ends), device=ends.device)
+def _at(states: Tensor, places: Tensor) -> Tensor:
+    """The states (N, D) at one place of each row of (N, L, D)."""
+    return states[_numbers(places), places]
+
+
+def _numbers(values: Tensor) -> Tensor:
+    return torch.arange(len(values), device=values.device)
 
 
 def _levelled(states: Tensor) -> Tensor:
@@ -266,7 +272,7 @@ def _levelled(states: Tensor) -> Tensor:
 
 
 def train_vlm(
-    recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progress: Progress, place: Place = Place()
+    recipe: VlmRecipe, encoder: Path, output: Path, work: Path, progress: Progress, place: Place = HERE
 ) -> None:
     """Train with the eyes of the CLIP in `encoder`, or go on from what `work` holds, and write to `output`."""
     clip = load_clip(encoder)
