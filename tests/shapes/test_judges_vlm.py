@@ -333,5 +333,5 @@ def test_the_vlm_folder_answers_as_any_judge(vlm_folder):
     assert echo.continuation < 0
     assert next(judge.module.parameters()).dtype == torch.float32
     measured = json.loads((vlm_folder / "measured.json").read_text())
-    single = {"renders, caption", "samples, flaws", "renders, second better", "renders, same objects, others"}
+    single = {"renders, caption", "samples, flaws", "renders, one style", "renders, same objects, others"}
     assert single | {"samples, unifiedreward", "videos, videoscore2"} <= set(measured)

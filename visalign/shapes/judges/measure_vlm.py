@@ -14,7 +14,7 @@ from visalign import registry
 from visalign.shapes.judges.claims import share_in_common
 from visalign.shapes.judges.measure import Figures, Table, Trial, rendered, trials
 from visalign.shapes.judges.metrics import auroc, binary, spearman
-from visalign.shapes.judges.questions import fill
+from visalign.shapes.judges.questions import ALIKE, fill
 from visalign.shapes.judges.qwen import FRAMES
 from visalign.shapes.judges.recipes import VlmRecipe
 from visalign.shapes.judges.vlm import Vlm, load_vlm
@@ -90,6 +90,7 @@ def measure_vlm(recipe: VlmRecipe, encoder: Path, folder: Path) -> Table:
     first, last = found["renders"], rendered(recipe, 0.0, opposite=True)
     better = ask("better", last, "Yes No", first)[:, 0]
     table["renders, second better"] = binary(better, (last.graded > first.graded).float())
+    table["renders, one style"] = style(ask, first, found["damaged renders"])
     table |= {f"renders, same objects, {name}": agreement(ask, first, o) for name, o in rivals(first, last).items()}
     table |= {
         f"{test}, {reward}": long_answers(reward, folder, found[test])
@@ -112,6 +113,11 @@ def agreement(ask: Asker, trial: Trial, other: Trial) -> Figures:
     own, others = (verify(t.pixels, t.rows).objects for t in (trial, other))
     shared = [share_in_common(*pair) for pair in zip((*own, *others), (*own, *own), strict=True)]
     return binary(same, (torch.tensor(shared) == 1).float())
+
+
+def style(ask: Asker, trial: Trial, damaged: Trial) -> Figures:
+    """Are a clean picture and one that may be damaged made in one style?"""
+    return binary(ask("style", damaged, "Yes No", trial)[:, 0], (damaged.strength < ALIKE).float())
 
 
 def videos(name: str, folder: Path, trial: Trial, other: Trial) -> Figures:

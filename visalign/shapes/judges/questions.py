@@ -16,7 +16,7 @@ from visalign.shapes.verifier import Seen
 
 _TURNING = ("without", "free", "no", "nothing")
 """Words that turn the meaning of a wording."""
-_ALIKE = 0.3
+ALIKE = 0.3
 """Pictures are in one style whose damage differs by less: nothing else is a style in this world."""
 KEPT = "the background is plain"
 WHOLE = "the shapes are whole"
@@ -107,7 +107,7 @@ def _compared(looks: Sequence[Look], claim: Claim, rng: Random) -> dict[str, str
         "kept14": str(1 + round(3 * kept)),
         "shared15": str(1 + round(4 * shared)),
         "same": _yes(shared == 1),
-        "alike": _yes(abs(first.strength - last.strength) < _ALIKE),
+        "alike": _yes(abs(first.strength - last.strength) < ALIKE),
     }
 
 
