@@ -15,10 +15,11 @@ from visalign.rewards.local_judge import LocalJudge
 from visalign.shapes.judges import clip as clips
 from visalign.shapes.judges import measure_vlm
 from visalign.shapes.judges.claims import Claim, draw_claim, look, statements
-from visalign.shapes.judges.conversations import BORDERS, Batches, Branch, Row, collate, worth
+from visalign.shapes.judges.conversations import Batches
 from visalign.shapes.judges.data import draw_description
 from visalign.shapes.judges.learning import Place
 from visalign.shapes.judges.questions import agreement, put, shorten, slots
+from visalign.shapes.judges.rows import BORDERS, Branch, Row, collate, worth
 from visalign.shapes.judges.towers import eyes_of
 from visalign.shapes.judges.training import train_recipe
 from visalign.shapes.judges.vlm import (

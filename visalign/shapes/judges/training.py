@@ -172,8 +172,8 @@ points.
     "vlm": """A LLaVA of transformers for visalign's built-in world (64 px): it answers yes or no, counts, gives marks,
 compares two pictures and captions. Its eyes are those of `shapes/clip`.
 `AutoModelForImageTextToText.from_pretrained(FOLDER)` and `AutoProcessor.from_pretrained(FOLDER)` load it; it knows the
-words of its recipe, and no others. "Same objects" holds a picture against itself and against others, "one style" a clean
-one against damaged ones. `valid` is the share of answers that can be read, `frames` how well the third mark of
+words of its recipe, and no others. "Same objects" holds a picture against itself and against others, "one style" a
+clean one against damaged ones. `valid` is the share of answers that can be read, `frames` how well the third mark of
 `videoscore2` tells videos that stand still from those whose second half shows something else. These weights were
 trained on one GPU in seven minutes (`--device cuda --workers 6`); two cores of a CPU need hours.
 """,

@@ -26,13 +26,14 @@ from transformers import (
 from visalign.shapes.autoencoder import Progress
 from visalign.shapes.judges.claims import INJECTIONS
 from visalign.shapes.judges.clip import Clip, load_clip, normalised
-from visalign.shapes.judges.conversations import BORDERS, Batch, Batches, Branches
+from visalign.shapes.judges.conversations import Batches
 from visalign.shapes.judges.damage import damage, draw_damage
 from visalign.shapes.judges.data import draw_scenes
 from visalign.shapes.judges.faults import training_samples
 from visalign.shapes.judges.learning import HERE, Ahead, Place, Trainer, fast
 from visalign.shapes.judges.questions import DONE, KEPT, WHOLE
 from visalign.shapes.judges.recipes import VlmRecipe
+from visalign.shapes.judges.rows import BORDERS, Batch, Branches
 from visalign.shapes.judges.teaching import Teacher
 from visalign.shapes.judges.towers import eyes_of, picture_processor, speak_up, vision_sizes
 from visalign.shapes.judges.words import BOS, END, IMAGE, PAD, TEMPLATE, build_words
