@@ -11,13 +11,17 @@ from PIL import Image, ImageDraw
 from visalign.charts import Point, padded, ticks
 
 INK, FAINT = (40, 40, 40), (210, 210, 210)
-COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
+COLOURS = (
+    (31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207),
+    (140, 86, 75), (227, 119, 194), (127, 127, 127), (160, 160, 20), (20, 20, 120), (0, 90, 60),
+)  # fmt: skip
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 320, 48, 28, 12
+LEGEND = 180
 THUMB, CAPTION = 96, 30
 
 
 def curves(series: Mapping[str, Sequence[Point]], path: Path) -> None:
-    """Lines of (minutes, score) by name, as a PNG."""
+    """Lines of (minutes, score) by name, as a PNG; the names stand beside them, the highest end first."""
     points = [p for line in series.values() for p in line]
     left, right = 0.0, max(max(x for x, _ in points), 1e-6)
     low, high = padded(min(y for _, y in points), max(y for _, y in points))
@@ -26,17 +30,17 @@ def curves(series: Mapping[str, Sequence[Point]], path: Path) -> None:
         across = LEFT + (x - left) / (right - left) * (WIDTH - LEFT - 12)
         return across, TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    image = Image.new("RGB", (WIDTH + LEGEND, HEIGHT), "white")
     pen = ImageDraw.Draw(image)
     for y in ticks(low, high, 6):
         pen.line([place(left, y), place(right, y)], FAINT)
         pen.text((6, place(left, y)[1] - 6), f"{y:g}", INK)
     for x in ticks(left, right, 8):
         pen.text((place(x, low)[0] - 6, HEIGHT - BOTTOM + 6), f"{x:g} min", INK)
-    for number, (name, line) in enumerate(series.items()):
+    for number, (name, line) in enumerate(sorted(series.items(), key=lambda item: -item[1][-1][1])):
         colour = COLOURS[number % len(COLOURS)]
         pen.line([place(x, y) for x, y in line], colour, width=2)
-        pen.text((LEFT + 8, TOP + 4 + 14 * number), name, colour)
+        pen.text((WIDTH, TOP + 16 * number), name, colour)
     image.save(path, optimize=True)
 
 

@@ -77,8 +77,8 @@ def train_judge(
 ) -> None:
     """Train a shipped judge from its recipe and write its folder.
 
-    The same recipe gives the same weights on the CPU of a machine with the same number of threads; a GPU adds in no fixed
-    order. Intermediate state is kept in `output/training` until the end; a run that was stopped continues from it.
+    The same recipe gives the same weights on the CPU of a machine with the same number of threads; a GPU adds in no
+    fixed order. Intermediate state is kept in `output/training` until the end; a run that was stopped goes on from it.
 
     Args:
         name: one of `JUDGES`.
