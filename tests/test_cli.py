@@ -96,6 +96,14 @@ def test_wrong_input_is_one_message_and_exit_code_two(capsys, arguments, message
     assert "Traceback" not in out + err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU it is refused")
+def test_a_gpu_that_is_not_there_is_refused(capsys, tmp_path):
+    code, _, err = run(capsys, "shapes", "judges", "vlm", "--out", str(tmp_path / "x"), "--device", "cuda")
+    assert code == 2
+    assert "torch sees no GPU here; write --device cpu" in err
+    assert not (tmp_path / "x").exists()
+
+
 def test_usage_errors_are_exit_code_two(capsys):
     assert run(capsys, "frobnicate")[0] == 2
     assert run(capsys, "train")[0] == 2

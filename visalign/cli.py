@@ -242,7 +242,7 @@ def shapes_train(
 
 @shapes.command("judges")
 def shapes_judges(
-    name: Annotated[str, typer.Argument(help="clip, aesthetic, artifact or vlm.")],
+    name: Annotated[str, typer.Argument(help="clip, vlm, or another judge of the built-in world.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     clip: Annotated[Path | None, typer.Option(help="The shapes/clip to build on; default: the shipped one.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished training.")] = False,
